@@ -1,0 +1,38 @@
+"""The Extension list and the compiler's flags; all else is in pyproject.toml."""
+
+import os
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+# With FASTPUSH_TRACE=1 the extensions are built for coverage, line by line; never for a release.
+TRACE = os.environ.get("FASTPUSH_TRACE") == "1"
+
+FLAGS = ["-O2", "-g0", "-Wall", "-Wsign-compare", "-Wconversion", "-Wno-unused-function"]
+MACROS = [("CYTHON_TRACE", "1"), ("CYTHON_USE_SYS_MONITORING", "0")] if TRACE else []
+
+MODULES = [
+    "fastpush._encode",
+    "fastpush._notification",
+    "fastpush._connection",
+    "fastpush.http2._hpack",
+    "fastpush.http2._engine",
+    "fastpush.simulator._server",
+]
+
+
+def extension(module):
+    source = module.replace(".", "/") + ".pyx"
+    return Extension(
+        module, [source], extra_compile_args=FLAGS, extra_link_args=["-Wl,-s"], define_macros=MACROS
+    )
+
+
+setup(
+    ext_modules=cythonize(
+        # A module appears here as soon as its source exists.
+        [extension(module) for module in MODULES if os.path.exists(module.replace(".", "/") + ".pyx")],
+        compiler_directives={"language_level": 3, "linetrace": TRACE, "embedsignature": True},
+        show_all_warnings=False,
+    )
+)
