@@ -1,0 +1,1 @@
+"""Both engines against servers that behave, misbehave and attack. docs/nasty-servers.md is the map."""
