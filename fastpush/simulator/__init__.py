@@ -1,0 +1,1 @@
+"""A fake APNs for tests and demonstrations."""
