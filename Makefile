@@ -1,0 +1,77 @@
+# make run, make test, make bench, make lint: each sets up what it needs in .venv and touches nothing outside it,
+# except that, as root on Debian, missing system packages are installed (scripts/prepare.sh says which).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+EXTENSIONS := $(shell find fastpush -name '*.pyx' -o -name '*.pxd')
+# The compiled modules, whose typed faces mypy's stubtest compares with what was built.
+STUBBED := $(subst /,.,$(basename $(shell find fastpush -name '*.pyi')))
+# More arguments for the command that the target runs, such as: make test ARGS='-k hpack -x'
+ARGS ?=
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help build run test bench lint format campaigns clean
+
+help:
+	@echo 'make run        start a simulated APNs and send 10,000 alarms to it'
+	@echo 'make test       all tests; ARGS= goes to pytest'
+	@echo 'make lint       ruff, mypy, and the compiled modules against their types'
+	@echo 'make format     lay the sources out as `make lint` wants them'
+	@echo 'make bench      the benchmarks of benchmarks/; ARGS= goes to them'
+	@echo 'make campaigns  the long random tests, each with a seed that it prints'
+	@echo 'make build      .venv with fastpush in it, the compiled modules made anew where needed'
+	@echo 'make clean      remove all that these made'
+
+$(VENV)/bin/python:
+	@PYTHON='$(PYTHON)' scripts/prepare.sh venv $(VENV)
+
+# Dependencies, and fastpush itself as an editable install. Without build isolation, so that the compiler of the
+# extensions is the one in .venv and the next rule can use it too.
+$(VENV)/installed: $(VENV)/bin/python pyproject.toml setup.py
+	@echo 'installing fastpush and what it needs into $(VENV)'
+	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+		>$(VENV)/build-requirements.txt
+	@$(PIP) install --upgrade -r $(VENV)/build-requirements.txt
+	@$(PIP) install --no-build-isolation --editable '.[test]'
+	@touch $(VENV)/built $@
+
+# An editable install sees a changed .py at once, but a changed .pyx only after this.
+$(VENV)/built: $(VENV)/installed $(EXTENSIONS)
+	@echo 'building the compiled modules'
+	@$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+$(VENV)/tools: | $(VENV)/bin/python
+	@scripts/prepare.sh tools
+	@touch $@
+
+build: $(VENV)/built
+
+run: build
+	@$(BIN)/python examples/run_alarms.py $(ARGS)
+
+test: build $(VENV)/tools
+	@$(BIN)/python -m pytest $(ARGS)
+
+bench: build
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+lint: build
+	@$(BIN)/python -m ruff check
+	@$(BIN)/python -m ruff format --check
+	@$(BIN)/python -m mypy
+	@$(BIN)/python -m mypy.stubtest --concise --allowlist tests/stubtest-allowlist.txt $(STUBBED)
+
+format: build
+	@$(BIN)/python -m ruff check --fix-only
+	@$(BIN)/python -m ruff format
+
+campaigns: build $(VENV)/tools
+	@$(BIN)/python -m pytest -m campaign --override-ini addopts='--strict-markers --strict-config -ra' $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find fastpush \( -name '*.c' -o -name '*.so' -o -name '*.html' \) ! -path '*/console/*' -delete
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,223 @@
+"""Arrows point one way: who may import whom, and who may wait, read a clock or draw a random number.
+
+The house from top to bottom. A module may import what stands on a lower floor; of its own floor only
+what is in its own package. Where the house is narrower than that, `ONLY` says so.
+
+    cli
+     └─ gateway
+         └─ aio, blocking                     doors to the client
+             └─ client, channels
+                 └─ pool
+                     └─ connection            the only place that knows both APNs and HTTP/2
+                         ├─ transport
+                         ├─ http2
+                         └─ notification, credentials, retry → _notification → _encode → errors
+    simulator stands beside client, on http2, notification and credentials
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "fastpush"
+
+# From top to bottom. A name stands for a module, or for a package with all that is in it.
+FLOORS = [
+    ["cli", "__main__"],
+    ["gateway"],
+    ["aio", "blocking"],
+    ["client", "channels", "simulator"],
+    ["pool"],
+    ["connection"],
+    ["_connection"],
+    ["transport", "http2", "credentials", "retry"],
+    ["notification"],
+    ["_notification"],
+    ["_encode"],
+    ["errors"],
+    ["_buffer"],
+]
+FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+
+# Narrower than the floors allow.
+ONLY = {
+    "http2": {"http2", "_buffer"},
+    "transport": {"transport", "errors"},
+    "retry": {"retry", "errors", "notification", "_notification"},
+    "credentials": {"credentials", "errors"},
+    "simulator": {
+        "simulator", "http2", "_notification", "notification", "_encode", "credentials", "errors", "_buffer",
+    },
+}  # fmt: skip
+
+# Bytes and a clock reading in, bytes and events out.
+WITHOUT_IO = ["http2", "retry", "notification", "_notification", "_encode", "errors", "_buffer"]
+IO = {
+    "asyncio", "concurrent", "http", "io", "logging", "multiprocessing", "os", "pathlib", "queue", "random",
+    "secrets", "select", "selectors", "signal", "socket", "ssl", "subprocess", "tempfile", "threading",
+    "time", "trio", "urllib",
+}  # fmt: skip
+# What the C side would reach the same things by.
+IO_IN_C = re.compile(
+    r"posix|libc\.(time|stdio|signal)|cpython\.(time|pythread)|^time\.h|^stdio\.h|unistd|^sys/"
+)
+ALLOWED_IO = {
+    ("http2/__init__.py", "os"): "FASTPUSH_ENGINE chooses the engine, once, where one is opened",
+}
+
+
+SOURCES = sorted(
+    path.relative_to(PACKAGE) for path in PACKAGE.rglob("*") if path.suffix in {".py", ".pyi", ".pyx", ".pxd"}
+)
+
+
+def part(path: Path) -> str:
+    """The name by which a source stands in `FLOORS`."""
+    return path.parts[0].split(".")[0]
+
+
+def python_imports(source: str, package: str) -> Iterator[str]:
+    """The full names that a Python source imports, wherever they are; `from x import y` gives x and x.y."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from expand(node.module or "", node.level, [alias.name for alias in node.names], package)
+
+
+IMPORT = re.compile(r"^\s*c?import\s+(?P<names>.+)$")
+FROM = re.compile(r"^\s*from\s+(?P<dots>\.*)(?P<module>[\w.]*)\s+c?import\s+(?P<names>.+)$")
+EXTERN = re.compile(r"""(?:^\s*cdef\s+extern\s+from|#\s*include)\s+["<']+([^">']+)""", re.MULTILINE)
+
+
+def cython_imports(source: str, package: str) -> Iterator[str]:
+    """The same of a Cython source, line by line; a C header that it includes counts as an import."""
+    yield from EXTERN.findall(source)
+    source = re.sub(r'("""|\'\'\').*?\1', "", source, flags=re.DOTALL)
+    source = re.sub(r"#[^\n]*", "", source)
+    source = re.sub(r"(import\s*)\(([^()]*)\)", lambda found: found[1] + " ".join(found[2].split()), source)
+    for line in source.replace("\\\n", " ").splitlines():
+        if found := FROM.match(line):
+            names = [name.split()[0] for name in found["names"].split(",") if name.strip()]
+            yield from expand(found["module"], len(found["dots"]), names, package)
+        elif found := IMPORT.match(line):
+            yield from (name.split()[0] for name in found["names"].split(","))
+
+
+def expand(module: str, level: int, names: list[str], package: str) -> Iterator[str]:
+    if level:
+        parents = package.split(".")
+        module = ".".join([*parents[: len(parents) - level + 1], *([module] if module else [])])
+    yield module
+    yield from (f"{module}.{name}" for name in names)
+
+
+def imports(path: Path) -> set[str]:
+    package = ".".join(["fastpush", *path.parent.parts])
+    source = (PACKAGE / path).read_text()
+    reader = cython_imports if path.suffix in {".pyx", ".pxd"} else python_imports
+    return set(reader(source, package))
+
+
+def ours(names: set[str]) -> set[str]:
+    """Which parts of fastpush are among these imports."""
+    return {name.split(".")[1] for name in names if name.startswith("fastpush.")} & set(FLOOR)
+
+
+def upward(path: Path, names: set[str]) -> list[str]:
+    """What a source imports although it stands on the same floor or above."""
+    here = part(path)
+    return sorted(
+        there
+        for there in ours(names)
+        if there != here and (FLOOR[there] <= FLOOR[here] or (here in ONLY and there not in ONLY[here]))
+    )
+
+
+def waits(path: Path, names: set[str]) -> list[str]:
+    """What a source without I/O imports to do I/O, read a clock or draw a number."""
+    if part(path) not in WITHOUT_IO:
+        return []
+    python = {name.split(".")[0] for name in names if not name.endswith(".h")} & IO
+    c = {name for name in names if IO_IN_C.search(name)}
+    return sorted(name for name in python | c if (str(path), name) not in ALLOWED_IO)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=str)
+def test_every_arrow_points_down(path: Path) -> None:
+    if path == Path("__init__.py"):
+        return  # names the public things, whatever floor they are on
+    assert part(path) in FLOOR, f"fastpush/{path} stands on no floor: give it its place in FLOORS"
+    found = upward(path, imports(path))
+    assert not found, f"fastpush/{path} imports {found}, which stand above it or beside it"
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if part(path) in WITHOUT_IO], ids=str)
+def test_values_encoder_and_engine_do_no_io_and_own_no_clock(path: Path) -> None:
+    found = waits(path, imports(path))
+    assert not found, f"fastpush/{path} imports {found}; time, randomness and octets are arguments there"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=str)
+def test_no_module_of_the_package_imports_the_package_itself(path: Path) -> None:
+    """`import fastpush` inside would go through the roof: `__init__` imports every floor."""
+    roof = {"fastpush"} if path.parts[0] not in {"cli.py", "__main__.py"} else set()
+    assert not imports(path) & roof
+
+
+# The reader of imports is code too: that it sees what is there is shown on sources that break each rule.
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "found"),
+    [
+        ("pool.py", "from fastpush.client import Client", ["client"]),
+        ("pool.py", "def late():\n    from . import client", ["client"]),
+        ("http2/reference.py", "from ..notification import Notification", ["notification"]),
+        ("http2/reference.py", "from fastpush import errors", ["errors"]),
+        ("http2/_engine.pyx", "from fastpush._notification cimport Notification", ["_notification"]),
+        ("_encode.pyx", "cimport fastpush._notification as values", ["_notification"]),
+        ("_encode.pyx", "from fastpush cimport (  # why\n    _notification,\n    errors)", ["_notification"]),
+        ("simulator/rules.py", "import fastpush.connection", ["connection"]),
+        ("channels.py", "import fastpush.client", ["client"]),
+        ("connection.py", "from fastpush.http2 import open_engine\nfrom fastpush import transport", []),
+        ("http2/_engine.pyx", "from fastpush._buffer cimport Buffer\nfrom ._hpack cimport Encoder", []),
+        ("errors.py", '"""from fastpush.client import x"""', []),
+    ],
+)  # fmt: skip
+def test_an_upward_arrow_is_seen(path: str, source: str, found: list[str]) -> None:
+    assert upward(Path(path), read(path, source)) == found
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "found"),
+    [
+        ("http2/reference.py", "import time", ["time"]),
+        ("http2/reference.py", "from os import environ", ["os"]),
+        ("notification.py", "def late():\n    import trio", ["trio"]),
+        ("_notification.pyx", "import secrets, math", ["secrets"]),
+        ("_encode.pyx", "from posix.time cimport clock_gettime", ["posix.time", "posix.time.clock_gettime"]),
+        ("http2/_engine.pyx", 'cdef extern from "<sys/socket.h>" nogil:\n    pass', ["sys/socket.h"]),
+        ("http2/_engine.pyx", 'cdef extern from *:\n    """\n    #include <time.h>\n    """', ["time.h"]),
+        ("connection.py", "import time, trio", []),
+        ("errors.py", "# import time", []),
+    ],
+)  # fmt: skip
+def test_io_in_the_core_is_seen(path: str, source: str, found: list[str]) -> None:
+    assert waits(Path(path), read(path, source)) == found
+
+
+def read(path: str, source: str) -> set[str]:
+    package = ".".join(["fastpush", *Path(path).parent.parts])
+    return set((cython_imports if path.endswith((".pyx", ".pxd")) else python_imports)(source, package))
+
+
+def test_every_exception_from_the_rule_is_still_needed() -> None:
+    for path, name in ALLOWED_IO:
+        assert name in imports(Path(path)), f"{path} no longer imports {name}: take it out of ALLOWED_IO"
