@@ -26,4 +26,18 @@ cdef class Response:
     cdef readonly int attempts
     cdef readonly double elapsed        # seconds from `send` to the end
     cdef object apns_id_octets          # bytes of 36 ASCII characters, or None; `apns_id` is the str of it
-    # … and what is rare: apns_unique_id, unregistered_at, retryable, retry_after
+    # What is rare: None or False in an accepted response of the production environment.
+    cdef readonly object apns_unique_id     # str or None
+    cdef readonly object unregistered_at    # aware UTC datetime or None
+    cdef readonly object retry_after        # float seconds or None
+    cdef readonly bint retryable
+
+
+# An accepted push, at the least cost; `apns_id` may be None. Nothing is checked.
+cdef Response make_accepted(Notification notification, bytes apns_id, int attempts, double elapsed)
+
+# Every other end. `apns_id` is bytes or None, `status` is 0 without a verdict. Nothing is checked.
+cdef Response make_response(
+    Notification notification, str outcome, int status, object reason, bytes apns_id, object apns_unique_id,
+    object unregistered_at, bint retryable, object retry_after, object error, int attempts, double elapsed,
+)

@@ -24,8 +24,22 @@ class FastpushError(Exception):
 class InvalidNotification(FastpushError, ValueError):
     """A notification or payload that APNs would refuse; raised where it is made, before any octet is written.
 
-    The message names the field, the size or value found, and the limit.
+    The message names the field, the size or value found, and the limit; never a text or a device token.
+
+    Attributes:
+      field: the argument at fault, as in `badge` or `loc_args[2]`; None where no single one is.
     """
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild_invalid, (type(self), str(self), self.field)
+
+
+def _rebuild_invalid(kind: type[InvalidNotification], message: str, field: str | None) -> InvalidNotification:
+    return kind(message, field=field)
 
 
 class InvalidCredential(FastpushError, ValueError):

@@ -1,0 +1,28 @@
+"""Send Apple push notifications by the thousand over a few HTTP/2 connections."""
+
+from fastpush.errors import (
+    CredentialRefused,
+    Expired,
+    FastpushError,
+    InvalidCredential,
+    InvalidNotification,
+    NotSent,
+    OutcomeUnknown,
+)
+from fastpush.notification import Alert, LiveActivity, Notification, Payload, Response, Sound
+
+__all__ = [
+    "Alert",
+    "CredentialRefused",
+    "Expired",
+    "FastpushError",
+    "InvalidCredential",
+    "InvalidNotification",
+    "LiveActivity",
+    "NotSent",
+    "Notification",
+    "OutcomeUnknown",
+    "Payload",
+    "Response",
+    "Sound",
+]
