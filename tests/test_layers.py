@@ -11,7 +11,8 @@ what is in its own package. Where the house is narrower than that, `ONLY` says s
                      └─ connection            the only place that knows both APNs and HTTP/2
                          ├─ transport
                          ├─ http2
-                         └─ notification, credentials, retry → _notification → _live_activity → _encode → errors
+                         └─ notification, credentials, retry → _notification →
+                            _live_activity → _encode → errors
     simulator stands beside client, on http2, notification and credentials
 """
 
@@ -58,7 +59,9 @@ ONLY = {
 }  # fmt: skip
 
 # Bytes and a clock reading in, bytes and events out.
-WITHOUT_IO = ["http2", "retry", "notification", "_notification", "_live_activity", "_encode", "errors", "_buffer"]
+WITHOUT_IO = [
+    "http2", "retry", "notification", "_notification", "_live_activity", "_encode", "errors", "_buffer",
+]  # fmt: skip
 IO = {
     "asyncio", "concurrent", "http", "io", "logging", "multiprocessing", "os", "pathlib", "queue", "random",
     "secrets", "select", "selectors", "signal", "socket", "ssl", "subprocess", "tempfile", "threading",
