@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: runs all benchmarks at their usual size; with a name, one of them."""
+"""Without a name: those that take seconds, at their usual size. The measures are explained in README.md."""
 
 from __future__ import annotations
 
@@ -9,15 +9,21 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks.reporting import conditions_line
+from benchmarks.servers import NotInstalled
 
 NAMES = {
+    "micro": "nanoseconds of the parts: values, JSON, the HTTP/2 engine; no sockets",
     "send": "CPU, rate and memory of a push, beside h2load and the peers, on haproxy",
+    "soak": "memory over ten million pushes; takes minutes",
 }
+USUAL = ("micro", "send")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="one JSON object to each benchmark, a line each")
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object to each benchmark, on a line of its own"
+    )
     commands = parser.add_subparsers(dest="name", metavar="NAME")
     modules = {name: importlib.import_module(f"benchmarks.{name}") for name in NAMES}
     for name, text in NAMES.items():
@@ -25,12 +31,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.name is None:
         # Without a name: each with its defaults.
-        todo = [(name, parser.parse_args([name])) for name in NAMES]
+        todo = [(name, parser.parse_args([name])) for name in USUAL]
     else:
         todo = [(arguments.name, arguments)]
     complete = True
     for name, chosen in todo:
-        result = modules[name].run(chosen)
+        try:
+            result = modules[name].run(chosen)
+        except NotInstalled as reason:
+            print(f"{name}: not run: {reason}\n", file=sys.stderr, flush=True)
+            complete = False
+            continue
         complete = complete and not result.get("no_figure")
         if arguments.json:
             print(json.dumps(result), flush=True)
