@@ -80,7 +80,7 @@ def test_h2load_and_the_sink_agree(sink):
     after = sink.tally()
     assert report.accepted == after.answered - before.answered == 2_000
     assert after.connections - before.connections == 1
-    # haproxy has read the bodies, and did not answer before them.
+    # haproxy has read the bodies, too.
     assert after.body_octets - before.body_octets >= 2_000 * data.BODY_OCTETS
     assert 0 < report.cpu_seconds < 60
 

@@ -66,6 +66,7 @@ class Server:
         port: int,
         ca_file: Path,
         process: subprocess.Popen[bytes],
+        output: Path,
         count: Callable[[Server], Tally],
         *,
         counts_while_running: bool,
@@ -76,6 +77,7 @@ class Server:
         self.port = port
         self.ca_file = ca_file
         self.process = process
+        self.output = output
         self._count = count
         self._counts_while_running = counts_while_running
 
@@ -142,6 +144,8 @@ def haproxy(directory: Path, *, apns_id: bool = True, core: int | None = None) -
         count=count,
         counts_while_running=True,
     ) as server:
+        # It may listen before its statistics' socket has its final name.
+        wait_until(server, stats_socket.exists)
         yield server
 
 
@@ -273,7 +277,7 @@ def nghttpd(directory: Path) -> Iterator[Server]:
     def count(server: Server) -> Tally:
         answered = 0
         paths = set()
-        for line in (directory / "output").read_text(errors="replace").splitlines():
+        for line in server.output.read_text(errors="replace").splitlines():
             # Each frame is a line; the fields of a header list are lines of their own before it.
             if ":path: /3/device/" in line:
                 paths.add(line.split()[-1])
@@ -367,32 +371,39 @@ def started(
     """Run the command until the block is left; enter the block once its port takes connections."""
     if core is not None and shutil.which("taskset"):
         command = ["taskset", "-c", str(core), *command]
-    output = (directory / "output").open("w+b")
-    stdout = subprocess.PIPE if count is printed_tally else output
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=output)
-    server = Server(name, version, port, ca_file, process, count, counts_while_running=counts_while_running)
+    output = directory / "output"
+    log = output.open("wb")
+    stdout = subprocess.PIPE if count is printed_tally else log
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=log)
+    server = Server(
+        name, version, port, ca_file, process, output, count, counts_while_running=counts_while_running
+    )
     try:
-        wait_for_port(server, directory / "output")
+        wait_until(server, lambda: takes_connections(server))
         yield server
     finally:
         try:
             server.stop()
         finally:
-            output.close()
+            log.close()
             if process.stdout is not None:
                 process.stdout.close()
 
 
-def wait_for_port(server: Server, output: Path) -> None:
+def takes_connections(server: Server) -> bool:
+    try:
+        socket.create_connection((server.host, server.port), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def wait_until(server: Server, ready: Callable[[], bool]) -> None:
     deadline = time.monotonic() + STARTS_WITHIN
-    while True:
-        try:
-            socket.create_connection((server.host, server.port), timeout=1.0).close()
-            return
-        except OSError:
-            ended = server.process.poll() is not None
-            if ended or time.monotonic() > deadline:
-                last = "\n".join(output.read_text(errors="replace").splitlines()[-10:])
-                what = f"ended with {server.process.returncode}" if ended else "does not listen"
-                raise ServerFailed(f"{server.name} {what}\n{last}") from None
-            time.sleep(0.02)
+    while not ready():
+        ended = server.process.poll() is not None
+        if ended or time.monotonic() > deadline:
+            last = "\n".join(server.output.read_text(errors="replace").splitlines()[-10:])
+            what = f"ended with {server.process.returncode}" if ended else "does not listen"
+            raise ServerFailed(f"{server.name} {what}\n{last}")
+        time.sleep(0.02)
