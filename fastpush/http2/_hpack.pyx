@@ -281,6 +281,14 @@ cdef inline Py_ssize_t huffman_room(Py_ssize_t length) noexcept nogil:
     return length + (length >> 1) + (length >> 3) + 2
 
 
+cdef inline uint64_t load_64(const uint8_t *at) noexcept nogil:
+    """The 8 octets at `at` as a number, the first one highest."""
+    return (
+        <uint64_t>at[0] << 56 | <uint64_t>at[1] << 48 | <uint64_t>at[2] << 40 | <uint64_t>at[3] << 32
+        | <uint64_t>at[4] << 24 | <uint64_t>at[5] << 16 | <uint64_t>at[6] << 8 | <uint64_t>at[7]
+    )
+
+
 cdef Py_ssize_t get_huffman(const uint8_t *at, Py_ssize_t length, uint8_t *out) noexcept nogil:
     """Decode into `huffman_room` octets; the number of octets written, or -1 for a broken code (§5.2)."""
     cdef const uint8_t *end = at + length
@@ -289,10 +297,15 @@ cdef Py_ssize_t get_huffman(const uint8_t *at, Py_ssize_t length, uint8_t *out) 
     cdef int bits = 0, taken, symbol
     cdef const Pair *pair
     while True:
-        while bits <= 56 and at < end:
-            window |= <uint64_t>at[0] << (56 - bits)
-            bits += 8
-            at += 1
+        if end - at >= 8:
+            window |= load_64(at) >> bits       # whole octets of it count; the bits after them are right too
+            at += (63 - bits) >> 3
+            bits |= 56
+        else:
+            while bits <= 56 and at < end:
+                window |= <uint64_t>at[0] << (56 - bits)
+                bits += 8
+                at += 1
         if bits < LONGEST_CODE:
             break
         while bits >= LONGEST_CODE:
