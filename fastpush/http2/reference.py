@@ -32,7 +32,7 @@ import h2.events
 import h2.exceptions
 import h2.settings
 import h2.utilities
-from hpack import HeaderTuple, NeverIndexedHeaderTuple
+from hpack import HeaderTuple, HPACKError, NeverIndexedHeaderTuple
 
 from fastpush.http2 import (
     ConnectionEnded,
@@ -365,6 +365,11 @@ class ReferenceEngine:
         self._check_block(kind, flags, stream_id)
         if kind > CONTINUATION:
             return  # an unknown type is ignored (§5.5); h2 reads more types than HTTP/2 itself has
+        if kind == PUSH_PROMISE:
+            raise _ConnectionError(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE, though push is off (§8.4)")
+        if kind in (GOAWAY, WINDOW_UPDATE) and payload:  # their reserved bit (§6.8, §6.9) is none to hyperframe
+            payload = bytes([payload[0] & 0x7F]) + payload[1:]
+            frame = frame[: FRAME_HEADER.size] + payload
         self._check_empty(kind, flags, payload)
         if kind in (DATA, HEADERS, RST_STREAM, WINDOW_UPDATE) and stream_id:
             self._check_idle(stream_id)
@@ -381,7 +386,10 @@ class ReferenceEngine:
                 raise _ConnectionError(ErrorCode.ENHANCE_YOUR_CALM, "too many RST_STREAM frames (§10.5)")
             elif kind == DATA and stream_id in self._streams and self._streams[stream_id].status is None:
                 self._stream_error(stream_id, ErrorCode.PROTOCOL_ERROR, "DATA before the response (§8.1)")
-            self._feed(frame, self._block_stream_id or stream_id)
+            self._feed(frame, stream_id)
+            if kind in (HEADERS, CONTINUATION) and flags & END_HEADERS and stream_id in self._given_up:
+                self._given_up.discard(stream_id)  # h2 has decoded it, and told nothing
+                self._late_responses += 1
         if kind in (SETTINGS, WINDOW_UPDATE):
             for waiting_id in list(self._streams):
                 self._send_waiting(waiting_id)
@@ -394,6 +402,8 @@ class ReferenceEngine:
         except h2.exceptions.ProtocolError as error:
             self._h2.clear_outbound_data_buffer()  # its GOAWAY; ours names what we decided
             self._put_state_back()
+            if isinstance(error.__cause__, HPACKError):
+                raise _ConnectionError(ErrorCode.COMPRESSION_ERROR, str(error)) from error
             # Without a cause it is no parser's error: the frame was read, its message is wrong.
             malformed = (h2.exceptions.ProtocolError, h2.exceptions.InvalidBodyLengthError)
             if type(error) not in malformed or error.__cause__ or stream_id not in self._streams:
@@ -420,7 +430,7 @@ class ReferenceEngine:
                 raise _ConnectionError(ErrorCode.ENHANCE_YOUR_CALM, "too many CONTINUATION frames (§10.5.1)")
         elif kind == CONTINUATION:
             raise _ConnectionError(ErrorCode.PROTOCOL_ERROR, "CONTINUATION without a header block (§6.10)")
-        if kind in (HEADERS, PUSH_PROMISE, CONTINUATION):
+        if kind in (HEADERS, CONTINUATION):
             self._block_stream_id = 0 if flags & END_HEADERS else stream_id
             if flags & END_HEADERS:
                 self._block_continuations = 0
@@ -462,6 +472,7 @@ class ReferenceEngine:
             self._feed(FRAME_HEADER.pack(0, SETTING.size, SETTINGS, 0, 0) + SETTING.pack(*entry), 0)
             self._h2.clear_outbound_data_buffer()  # the acknowledgement of a part
         self._settings_received = True
+        self._take_from_h2()
         self._outgoing += FRAME_HEADER.pack(0, 0, SETTINGS, ACK, 0)
 
     def _known_settings(self, entries: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
@@ -506,9 +517,6 @@ class ReferenceEngine:
                 self._acknowledgement_due = math.inf
 
     def _receive_response(self, stream_id: int, headers: list[Field]) -> None:
-        if stream_id in self._given_up:
-            self._given_up.discard(stream_id)
-            self._late_responses += 1
         if stream_id not in self._streams or not self._checked(stream_id, headers, trailers=False):
             return
         stream = self._streams[stream_id]
@@ -532,7 +540,7 @@ class ReferenceEngine:
             for _ in h2.utilities.validate_headers(headers, flags):
                 pass
         except h2.exceptions.ProtocolError as error:
-            self._stream_error(stream_id, ErrorCode.PROTOCOL_ERROR, f"malformed response: {error} (§8.1.1)")
+            self._stream_error(stream_id, ErrorCode.PROTOCOL_ERROR, f"malformed response: {str(error)!r}")
             return False
         return True
 

@@ -11,6 +11,14 @@ from .story import Story
 ENGINES = {"compiled": fastpush.http2.CompiledEngine, "h2": ReferenceEngine}
 
 
+def pytest_collection_modifyitems(items):
+    """A thousand streams are nothing to the compiled engine, and half a second to h2."""
+    for item in items:
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        if params.get("engine") == "h2" and params.get("streams") == 1000:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(params=ENGINES)
 def engine(request):
     """The class of the engine under test. What h2 cannot do must fail with it, or it is off the list."""

@@ -153,7 +153,7 @@ class Story:
         """Begin, and let the server answer as APNs does: its SETTINGS and the acknowledgement of ours."""
         self.begin(limits=limits, first_stream_id=first_stream_id)
         if not entries and not settings:
-            settings = {"max_concurrent_streams": 1000}
+            settings = {"max_concurrent_streams": 1100}
         self.server(frames.settings(*entries, **settings), frames.settings_ack())
         assert self.engine.settings_received
         self.sent()
