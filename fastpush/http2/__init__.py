@@ -256,7 +256,7 @@ class Engine(Protocol):
         """
 
     def connection_lost(self, reason: str) -> list[Event]:
-        """The transport ended. Open streams end as not processed above a GOAWAY's last id, else as unknown."""
+        """The transport ended. Open streams above a GOAWAY's last id end as not processed, others as unknown."""
 
     def check_time(self, now: float) -> list[Event]:
         """Enforce what has a deadline: SETTINGS unacknowledged is SETTINGS_TIMEOUT (RFC 9113 §6.5.3)."""
@@ -265,7 +265,7 @@ class Engine(Protocol):
         """When `check_time` must be called next; `math.inf` if not at all."""
 
 
-def open_engine(*, limits: Limits = Limits(), first_stream_id: int = 1) -> Engine:  # noqa: B008  (frozen)
+def open_engine(*, limits: Limits = Limits(), first_stream_id: int = 1) -> Engine:
     """Make the engine that FASTPUSH_ENGINE names: the compiled one, or `h2` for the reference engine."""
     name = os.environ.get("FASTPUSH_ENGINE", "compiled")
     if name == "compiled":
