@@ -1,5 +1,7 @@
 """Send Apple push notifications by the thousand over a few HTTP/2 connections."""
 
+from fastpush.client import Client, Responses, open_client
+from fastpush.credentials import ProviderCertificate, SigningKey
 from fastpush.errors import (
     CredentialRefused,
     Expired,
@@ -13,6 +15,7 @@ from fastpush.notification import Alert, LiveActivity, Notification, Payload, Re
 
 __all__ = [
     "Alert",
+    "Client",
     "CredentialRefused",
     "Expired",
     "FastpushError",
@@ -23,6 +26,10 @@ __all__ = [
     "Notification",
     "OutcomeUnknown",
     "Payload",
+    "ProviderCertificate",
     "Response",
+    "Responses",
+    "SigningKey",
     "Sound",
+    "open_client",
 ]

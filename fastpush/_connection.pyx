@@ -1,0 +1,490 @@
+# cython: language_level=3
+"""The compiled half of a connection: from notifications to requests, from ended streams to responses.
+
+It is the only compiled module that knows both APNs and HTTP/2. What happens to every push is here;
+whatever is rare (rejections, lost streams, waits) is handed to `connection.py` and `pool.py`.
+
+A `Push` is a notification on its way. It is queued, or on a stream of one `Exchange`, or waiting for its
+next attempt, and it ends exactly once: by `Push.end`, which wakes the task that waits for it or adds the
+response to its `Collector`, or by `Push.abandon`, when the caller no longer wants to know.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize
+from libc.stdint cimport int64_t, uint8_t
+
+from fastpush._notification cimport Notification, Response, make_accepted
+from fastpush.http2._engine cimport CompiledEngine, Octets, StreamEnded, Template
+
+import os
+from collections import deque
+from time import monotonic
+
+import trio
+from outcome import Error, Value
+
+from fastpush.http2 import LocalProtocolError
+
+cdef object reschedule = trio.lowlevel.reschedule
+
+# The fields that differ from push to push, in this order (Apple, "Sending notification requests to APNs").
+VARIABLE_FIELDS = (b"apns-id", b"apns-expiration", b"apns-collapse-id")
+PATH_PREFIX = b"/3/device/"
+
+cdef enum:
+    APNS_ID_OCTETS = 36
+    MAX_DIGITS = 20             # of an int64
+    DRAWN_AT_ONCE = 256         # apns-ids: one `os.urandom` call costs as much as the rest of a push
+
+
+# An apns-id is a UUID of version 4 (RFC 9562 §5.4) in its canonical form.
+
+cdef bytes _random = b""
+cdef Py_ssize_t _random_used = 0
+cdef const char *HEX = b"0123456789abcdef"
+
+
+cdef bytes draw_apns_id():
+    global _random, _random_used
+    if _random_used >= PyBytes_GET_SIZE(_random):
+        _random = os.urandom(16 * DRAWN_AT_ONCE)
+        _random_used = 0
+    cdef const uint8_t *octets = <const uint8_t *>PyBytes_AS_STRING(_random) + _random_used
+    _random_used += 16
+    cdef bytes drawn = PyBytes_FromStringAndSize(NULL, APNS_ID_OCTETS)
+    cdef char *text = PyBytes_AS_STRING(drawn)
+    cdef int i
+    cdef uint8_t octet
+    for i in range(16):
+        octet = octets[i]
+        if i == 6:
+            octet = (octet & 0x0F) | 0x40
+        elif i == 8:
+            octet = (octet & 0x3F) | 0x80
+        if i == 4 or i == 6 or i == 8 or i == 10:
+            text[0] = c"-"
+            text += 1
+        text[0] = HEX[octet >> 4]
+        text[1] = HEX[octet & 0x0F]
+        text += 2
+    return drawn
+
+
+def forget_randomness():
+    """Drop apns-ids drawn ahead; a forked child must not use its parent's."""
+    global _random, _random_used
+    _random = b""
+    _random_used = 0
+
+
+@cython.final
+@cython.freelist(1024)          # as many as one connection has in flight
+cdef class Push:
+    """One notification on its way.
+
+    Attributes:
+      apns_id: 36 ASCII octets, the same in every attempt.
+      attempts: HEADERS frames written for it, less those that were surely not processed.
+      renewed: it was sent again for a stale provider token once.
+      doubtful: the outcome of an earlier attempt is unknown.
+      ended: nobody waits for it any more.
+    """
+
+    cdef readonly Notification notification
+    cdef readonly bytes apns_id
+    cdef readonly int64_t stream_id
+    cdef public int attempts
+    cdef public bint renewed
+    cdef public bint doubtful
+    cdef readonly bint ended
+    cdef readonly double began_at           # handed over by the caller
+    cdef readonly double first_written_at   # -1: never
+    cdef double written_at
+    cdef Exchange exchange                  # where it is in flight
+    cdef Push older, newer                  # its neighbours there, in order of writing
+    cdef object task
+    cdef Collector collector
+    cdef object left                        # the outcome of one that ended before anybody waited
+
+    def __cinit__(self, Notification notification not None, double now, Collector collector=None):
+        self.notification = notification
+        apns_id = notification.apns_id
+        self.apns_id = draw_apns_id() if apns_id is None else (<str>apns_id).encode("ascii")
+        self.stream_id = 0
+        self.attempts = 0
+        self.renewed = False
+        self.doubtful = False
+        self.ended = False
+        self.began_at = now
+        self.first_written_at = -1.0
+        self.written_at = -1.0
+        self.collector = collector
+        if collector is not None:
+            collector.outstanding += 1
+
+    @property
+    def in_flight(self):
+        return self.exchange is not None
+
+    def wait_in(self, task):
+        """Name the trio task to wake at the end. It sleeps in `wait_task_rescheduled`."""
+        self.task = task
+
+    cpdef end(self, Response response, error=None):
+        """Tell the end: the response, or to a waiting task the error in its place."""
+        if self.ended:
+            return
+        self.ended = True
+        cdef object task = self.task
+        if task is not None:
+            self.task = None
+            reschedule(task, Value(response) if error is None else Error(error))
+        elif self.collector is not None:
+            self.collector.add(response)
+        else:
+            self.left = Value(response) if error is None else Error(error)
+
+    def belongs_to(self, Collector collector not None):
+        """It was taken from the input of this `send_many`."""
+        return self.collector is collector
+
+    def outcome(self):
+        """The response of a push that ended before `wait_in`, or the exception in its place, raised."""
+        return self.left.unwrap()
+
+    def abandon(self):
+        """The caller went away: take the stream back if there is one. No response follows.
+
+        Returns the `Exchange` that now has a RST_STREAM frame to send, or None.
+        """
+        if self.ended:
+            return None
+        self.ended = True
+        self.task = None
+        cdef Exchange exchange = self.exchange
+        if exchange is not None:
+            exchange.give_up(self)
+        return exchange
+
+
+@cython.final
+cdef class Collector:
+    """Gathers the responses of one `send_many` for its reader."""
+
+    cdef list ready                 # not yet handed over
+    cdef readonly Py_ssize_t outstanding    # pushes taken from the input and not ended
+    cdef object reader              # the task that waits for a response
+    cdef object feeder              # the task that waits for room
+
+    def __cinit__(self):
+        self.ready = []
+        self.outstanding = 0
+
+    @property
+    def unread(self):
+        return len(self.ready)
+
+    cdef int add(self, Response response) except -1:
+        self.outstanding -= 1
+        self.ready.append(response)
+        if self.reader is not None:
+            task = self.reader
+            self.reader = None
+            reschedule(task)
+        return 0
+
+    def take(self):
+        """All responses that are ready, in order of completion."""
+        ready = self.ready
+        self.ready = []
+        return ready
+
+    async def wait(self):
+        """Sleep until there is a response, or `wake` is called. One task at a time."""
+        def abort(_):
+            self.reader = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        if self.ready:
+            await trio.lowlevel.checkpoint()
+            return
+        self.reader = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def wake(self):
+        """Wake the reader without a response: the input has ended or failed."""
+        if self.reader is not None:
+            task = self.reader
+            self.reader = None
+            reschedule(task)
+
+
+def pull(iterator, queue, Collector collector not None, Py_ssize_t limit, double now, double until):
+    """Take up to `limit` notifications from a plain iterator into the queue.
+
+    Returns True when the iterator is exhausted. Stops at `until` (seconds of `time.monotonic`), looked at
+    every 16 items, so that a slow input does not hold up the other tasks.
+
+    Raises:
+      TypeError: an item is no Notification.
+      whatever the iterator raises. What was taken before stays taken.
+    """
+    cdef Py_ssize_t taken = 0
+    append = queue.append
+    while taken < limit:
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return True
+        append(Push(as_notification(item), now, collector))
+        taken += 1
+        if taken & 15 == 0 and monotonic() > until:
+            break
+    return False
+
+
+def as_notification(item):
+    """The item, if it is a Notification."""
+    if not isinstance(item, Notification):
+        raise TypeError(f"fastpush.Notification expected, not {type(item).__name__}")
+    return item
+
+
+@cython.final
+cdef class Exchange:
+    """What one connection has in flight, and how a notification becomes a request on it.
+
+    Args:
+      engine: this connection's own, any kind.
+      authority: the server's name, for `:authority`.
+      full_topic: (topic or None, push type) to the value of apns-topic, or an exception to end the push with.
+    """
+
+    cdef readonly object engine
+    cdef CompiledEngine compiled            # the same engine, or None for another kind
+    cdef readonly Py_ssize_t in_flight
+    cdef readonly Py_ssize_t accepted       # answered with 200
+    cdef readonly Py_ssize_t odd_apns_ids   # answers with another apns-id, or none
+    cdef bytes authority
+    cdef object full_topic
+    cdef object authorization
+    cdef dict templates
+    cdef object topic, push_type            # of the template used last
+    cdef int priority
+    cdef object template
+    cdef Push oldest, newest
+
+    def __cinit__(self, engine, bytes authority not None, full_topic):
+        self.engine = engine
+        self.compiled = engine if isinstance(engine, CompiledEngine) else None
+        self.authority = authority
+        self.full_topic = full_topic
+        self.templates = {}
+        self.push_type = None
+
+    def authorize(self, authorization):
+        """Use this `authorization` value (None with a certificate) from the next request on."""
+        if authorization != self.authorization:
+            self.authorization = authorization
+            self.templates = {}
+            self.push_type = None
+
+    def submit(
+        self, queue, Py_ssize_t limit, double now, double wall_now, dict apart not None,
+        list set_aside not None, list failed not None,
+    ):
+        """Open streams for up to `limit` pushes from the head of the queue, while there is room.
+
+        Args:
+          now: seconds of trio's clock, the time of writing.
+          wall_now: UNIX seconds, for expirations.
+          apart: device tokens that must not go out on this connection now; such pushes are put in `set_aside`.
+          failed: gets (push, None) for an expired push and (push, exception) for one that cannot be sent.
+
+        Returns: how many streams were opened.
+        """
+        cdef Py_ssize_t opened = 0
+        cdef Push push
+        cdef Notification notification
+        cdef bint look_apart = len(apart) > 0
+        popleft = queue.popleft
+        while opened < limit and queue:
+            if (self.compiled.count_room() if self.compiled is not None else self.engine.room()) <= 0:
+                break
+            push = popleft()
+            if push.ended:
+                continue
+            notification = push.notification
+            if 0 < notification.expires_at < wall_now:
+                failed.append((push, None))
+                continue
+            if look_apart and notification.device_token in apart:
+                set_aside.append(push)
+                continue
+            try:
+                self.open(push, notification, now)
+            except (ValueError, LocalProtocolError) as error:
+                failed.append((push, error))
+                continue
+            opened += 1
+        return opened
+
+    cdef int open(self, Push push, Notification notification, double now) except -1:
+        cdef Octets values[3]
+        cdef char digits[MAX_DIGITS]
+        cdef char *first
+        cdef Py_ssize_t length
+        cdef const char *path
+        template = self.template
+        if (
+            notification.push_type is not self.push_type
+            or notification.topic is not self.topic
+            or notification.priority_code != self.priority
+        ):
+            template = self.find_template(notification)
+        if self.compiled is None:
+            push.stream_id = self.open_by_python(template, push, notification, now)
+        else:
+            path = PyUnicode_AsUTF8AndSize(notification.device_token, &length)
+            values[0].octets = <const uint8_t *>PyBytes_AS_STRING(push.apns_id)
+            values[0].length = PyBytes_GET_SIZE(push.apns_id)
+            if notification.expires_at < 0:
+                values[1].octets = NULL
+                values[1].length = 0
+            else:
+                first = write_decimal(notification.expires_at, digits)
+                values[1].octets = <const uint8_t *>first
+                values[1].length = digits + MAX_DIGITS - first
+            if notification.collapse_id is None:
+                values[2].octets = NULL
+                values[2].length = 0
+            else:
+                values[2].octets = <const uint8_t *>PyUnicode_AsUTF8AndSize(
+                    notification.collapse_id, &values[2].length
+                )
+            push.stream_id = self.compiled.open_stream(
+                <Template>template, <const uint8_t *>path, length, values, notification.body, push
+            )
+        push.attempts += 1
+        push.written_at = now
+        if push.first_written_at < 0:
+            push.first_written_at = now
+        push.exchange = self
+        push.newer = None
+        push.older = self.newest
+        if self.newest is None:
+            self.oldest = push
+        else:
+            self.newest.newer = push
+        self.newest = push
+        self.in_flight += 1
+        return 0
+
+    cdef object find_template(self, Notification notification):
+        key = (notification.topic, notification.push_type, notification.priority_code)
+        template = self.templates.get(key)
+        if template is None:
+            topic = self.full_topic(notification.topic, notification.push_type)
+            after = [
+                (b"apns-topic", topic.encode()),
+                (b"apns-push-type", notification.push_type.encode()),
+                (b"apns-priority", b"%d" % notification.priority_code),
+            ]
+            if self.authorization is not None:
+                after.append((b"authorization", self.authorization))
+            template = self.templates[key] = self.engine.template(
+                [(b":method", b"POST"), (b":scheme", b"https"), (b":authority", self.authority)],
+                PATH_PREFIX,
+                after,
+                VARIABLE_FIELDS,
+            )
+        self.topic = notification.topic
+        self.push_type = notification.push_type
+        self.priority = notification.priority_code
+        self.template = template
+        return template
+
+    cdef int64_t open_by_python(
+        self, template, Push push, Notification notification, double now
+    ) except -1:
+        expiration = None if notification.expires_at < 0 else b"%d" % notification.expires_at
+        collapse_id = None if notification.collapse_id is None else notification.collapse_id.encode()
+        return self.engine.send_request(
+            template, notification.device_token.encode(), (push.apns_id, expiration, collapse_id),
+            notification.body, push, now,
+        )
+
+    def settle(self, list events not None, double now):
+        """End the pushes that were answered with 200 and return the other events, in order."""
+        cdef list rest = []
+        cdef StreamEnded ended
+        cdef Push push
+        cdef Response response
+        cdef bytes apns_id, unique_id
+        for event in events:
+            if type(event) is not StreamEnded:
+                rest.append(event)
+                continue
+            ended = <StreamEnded>event
+            push = <Push?>ended.tag
+            self.unlink(push)
+            if ended.status_code != 200:
+                rest.append(event)
+                continue
+            apns_id = ended.find(b"apns-id", 7)
+            if apns_id is not None and apns_id != push.apns_id and apns_id.lower() != push.apns_id:
+                self.odd_apns_ids += 1
+            self.accepted += 1
+            response = make_accepted(push.notification, push.apns_id, push.attempts, now - push.began_at)
+            unique_id = ended.find(b"apns-unique-id", 14)
+            if unique_id is not None:
+                response.apns_unique_id = unique_id.decode("latin-1")
+            push.end(response)
+        return rest
+
+    cdef int unlink(self, Push push) except -1:
+        cdef Push older = push.older, newer = push.newer
+        if older is None:
+            self.oldest = newer
+        else:
+            older.newer = newer
+        if newer is None:
+            self.newest = older
+        else:
+            newer.older = older
+        push.older = None
+        push.newer = None
+        push.exchange = None
+        self.in_flight -= 1
+        return 0
+
+    cdef int give_up(self, Push push) except -1:
+        self.unlink(push)
+        self.engine.reset_stream(push.stream_id)
+        return 0
+
+    def oldest_written_at(self):
+        """When the oldest request in flight was written; None with nothing in flight."""
+        return None if self.oldest is None else self.oldest.written_at
+
+    def give_up_overdue(self, double written_until):
+        """Reset the streams of all requests written at or before this time and return their pushes."""
+        cdef list overdue = []
+        cdef Push push
+        while self.oldest is not None and self.oldest.written_at <= written_until:
+            push = self.oldest
+            self.give_up(push)
+            overdue.append(push)
+        return overdue
+
+
+cdef char *write_decimal(int64_t number, char *digits) noexcept:
+    """Write a number >= 0 to the end of `digits` (MAX_DIGITS octets) and return its first digit."""
+    cdef char *first = digits + MAX_DIGITS
+    while True:
+        first -= 1
+        first[0] = <char>(c"0" + number % 10)
+        number //= 10
+        if number == 0:
+            return first

@@ -1,0 +1,308 @@
+"""What a program holds: `open_client` and the `Client` that it gives."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import final
+
+import trio
+
+from fastpush._connection import Collector, Push, as_notification, pull
+from fastpush.credentials import Credential, normal_environment
+from fastpush.errors import FastpushError
+from fastpush.notification import Notification, Response
+from fastpush.pool import Pool, PoolEvent, PoolStatistics
+from fastpush.transport import Proxy
+
+__all__ = ["Client", "Responses", "open_client"]
+
+# Apple, "Sending notification requests to APNs".
+HOSTS = {"production": "api.push.apple.com", "development": "api.sandbox.push.apple.com"}
+PORT = 443
+
+DRAIN_WITHIN = 15.0  # seconds; a request has 10
+MOST_UNREAD = 8_192  # responses of one `send_many` that wait for their reader before the input is read on
+TAKEN_AT_ONCE = 256
+READ_FOR = 0.001  # seconds of reading a plain iterable before other tasks have their turn
+
+
+@asynccontextmanager
+async def open_client(
+    credential: Credential,
+    *,
+    topic: str | None = None,
+    environment: str = "production",
+    host: str | None = None,
+    port: int | None = None,
+    ca_file: str | os.PathLike[str] | None = None,
+    proxy: str | None = None,
+    max_connections: int = 4,
+    listener: Callable[[PoolEvent], object] | None = None,
+) -> AsyncGenerator[Client, None]:
+    """Open a client for one credential and one environment.
+
+    Connections are opened in the background and kept; leaving the block waits up to 15 s for what is
+    queued and in flight, then ends the rest as not sent, or as unknown where it was written.
+
+    Args:
+      credential: a `SigningKey` or a `ProviderCertificate`.
+      topic: the bundle id for notifications that name none; a certificate's own, if it has just one.
+      environment: "production" or "development" ("sandbox" is the same). It chooses the host. With `host`
+        it is only checked against the credential.
+      host, port: where to connect instead; APNs also listens on port 2197.
+      ca_file: PEM file of the authorities to trust in place of the system's.
+      proxy: "http://[user:password@]host:port" for CONNECT, or "socks5://…"; names are resolved there.
+      max_connections: at most so many at once, 1 to 64, and one more for device tokens lately rejected.
+        The next is opened when time is lost to stream limit or window; see `Client.statistics`.
+      listener: called with each `PoolEvent`; it must return at once. What it raises is logged.
+
+    Raises:
+      InvalidCredential: not for this environment or topic, or `ca_file` is unusable.
+      ValueError, TypeError: an argument is out of range.
+    """
+    environment = normal_environment(environment)
+    if not 1 <= max_connections <= 64:
+        raise ValueError(f"max_connections is {max_connections}; 1 to 64 are allowed")
+    if port is not None and not 1 <= port <= 65_535:
+        raise ValueError(f"port is {port}; 1 to 65535 are allowed")
+    credential.check_environment(environment)
+    authorities = None if ca_file is None else os.fspath(ca_file)
+    # Reading the trust store takes 30 ms; the pool finds the context ready.
+    await trio.to_thread.run_sync(lambda: credential.ssl_context(ca_file=authorities))
+    pool = Pool(
+        credential,
+        host=HOSTS[environment] if host is None else host,
+        port=PORT if port is None else port,
+        topic=topic,
+        environment=environment,
+        ca_file=authorities,
+        proxy=None if proxy is None else Proxy.parse(proxy),
+        max_connections=max_connections,
+        listener=listener,
+    )
+    async with _private_nursery() as nursery:
+        nursery.start_soon(pool.run)
+        try:
+            yield Client(pool)
+            with trio.move_on_after(DRAIN_WITHIN):
+                await pool.drain()
+        finally:
+            pool.close()
+            nursery.cancel_scope.cancel()
+
+
+@final
+class Client:
+    """Sends notifications; made by `open_client`. All tasks of one trio program may use it at once."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._process = os.getpid()
+
+    def __repr__(self) -> str:
+        return f"<fastpush.Client with {self._pool.credential.identity}>"
+
+    async def send(self, notification: Notification) -> Response:
+        """Send one notification and wait for APNs' answer. A rejection is an answer too.
+
+        Cancelling it resets the stream and harms no other push; APNs may have processed this one.
+
+        Raises:
+          NotSent: surely not processed.
+          OutcomeUnknown: lost after it was written, or not answered in time; it may have been processed.
+          Expired: its expiration passed while it waited.
+          CredentialRefused: APNs refuses the key or certificate.
+          InvalidNotification, InvalidCredential: no topic is known, or the credential does not cover it.
+        """
+        self._check_process()
+        pool = self._pool
+        push = Push(as_notification(notification), trio.current_time())
+        pool.enqueue(push)
+        if push.ended:
+            await trio.lowlevel.checkpoint()
+            return push.outcome()
+        push.wait_in(trio.lowlevel.current_task())
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            pool.abandon(push)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        return await trio.lowlevel.wait_task_rescheduled(abort)  # type: ignore[no-any-return]
+
+    def send_many(
+        self, notifications: Iterable[Notification] | AsyncIterable[Notification]
+    ) -> AbstractAsyncContextManager[Responses]:
+        """Send all of an iterable of any length, and yield one `Response` for each, in order of completion.
+
+        What `send` would raise is in the response's `error`. The input is read as streams become free;
+        unread responses and pushes in flight are bounded. If the input raises, reading stops, the responses
+        to what was taken are yielded, and then the error is raised. Leaving the block early leaves the rest
+        of the input unread; what is queued is withdrawn, what is in flight ends unseen.
+        """
+        self._check_process()
+        return _send_many(self._pool, notifications)
+
+    async def wait_ready(self) -> None:
+        """Wait until there is a connection. For tries without one put it in `trio.fail_after`.
+
+        Raises:
+          CredentialRefused, NotSent: there will be none before something changes.
+        """
+        self._check_process()
+        await self._pool.wait_ready()
+
+    def statistics(self) -> PoolStatistics:
+        """What happens inside, as frozen values."""
+        return self._pool.statistics()
+
+    async def use_credential(self, credential: Credential) -> None:
+        """Prove another credential of the same owner, then use it; no push is lost.
+
+        It is proved with one harmless request, to a device token that belongs to nobody.
+
+        Raises:
+          InvalidCredential: of another team, or not for this environment or topic.
+          CredentialRefused: APNs refuses it.
+          NotSent: no answer came. In all three cases nothing has changed.
+        """
+        self._check_process()
+        await self._pool.use_credential(credential)
+
+    async def recycle(self) -> None:
+        """Replace all connections, one after the other, and lose nothing.
+
+        Apple asks for it when a key was revoked or a bundle id was added ("Establishing a token-based
+        connection to APNs").
+        """
+        self._check_process()
+        await self._pool.recycle()
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise FastpushError(
+                f"this client belongs to process {self._process} and not to its child {os.getpid()}: "
+                "connections do not survive a fork; open a client in the child"
+            )
+
+
+@asynccontextmanager
+async def _send_many(
+    pool: Pool, notifications: Iterable[Notification] | AsyncIterable[Notification]
+) -> AsyncGenerator[Responses, None]:
+    async with _private_nursery() as nursery:
+        responses = Responses(pool)
+        nursery.start_soon(responses._feed, notifications)
+        try:
+            yield responses
+        finally:
+            responses._withdraw()
+            nursery.cancel_scope.cancel()
+
+
+@final
+class Responses:
+    """The responses of one `send_many`: an async iterator, for one task."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._collector = Collector()
+        self._batch: list[Response] = []
+        self._input_read = False
+        self._input_error: Exception | None = None
+
+    def __aiter__(self) -> AsyncIterator[Response]:
+        return self
+
+    async def __anext__(self) -> Response:
+        if not self._batch:
+            self._batch = await self._next_batch()
+            self._batch.reverse()
+        return self._batch.pop()
+
+    async def batches(self) -> AsyncGenerator[list[Response], None]:
+        """Yield lists of responses, none empty, as they come."""
+        while True:
+            try:
+                batch = await self._next_batch()
+            except StopAsyncIteration:
+                return
+            yield batch
+
+    async def _next_batch(self) -> list[Response]:
+        collector = self._collector
+        while True:
+            done = self._input_read and not collector.outstanding
+            if collector.unread or not done:
+                await collector.wait()
+            else:
+                await trio.lowlevel.checkpoint()
+            if collector.unread:
+                batch: list[Response] = collector.take()
+                if not self._input_read:
+                    self._pool.wake_feeders()
+                return batch
+            if self._input_read and not collector.outstanding:
+                if self._input_error is not None:
+                    error, self._input_error = self._input_error, None
+                    raise error
+                raise StopAsyncIteration
+
+    async def _feed(self, notifications: Iterable[Notification] | AsyncIterable[Notification]) -> None:
+        try:
+            if isinstance(notifications, AsyncIterable):
+                await self._feed_from_async(notifications)
+            else:
+                await self._feed_from(notifications)
+        except Exception as error:
+            self._input_error = error
+        finally:
+            self._input_read = True
+            self._collector.wake()
+
+    async def _feed_from(self, notifications: Iterable[Notification]) -> None:
+        pool, collector = self._pool, self._collector
+        iterator = iter(notifications)
+        while True:
+            await self._wait_for_space()
+            limit = min(pool.space(), TAKEN_AT_ONCE)
+            now, until = trio.current_time(), time.monotonic() + READ_FOR
+            if pool.take_from(lambda queue: pull(iterator, queue, collector, limit, now, until)):  # noqa: B023
+                return
+            await trio.lowlevel.checkpoint()
+
+    async def _feed_from_async(self, notifications: AsyncIterable[Notification]) -> None:
+        pool, collector = self._pool, self._collector
+        async for notification in notifications:
+            pool.enqueue(Push(as_notification(notification), trio.current_time(), collector))
+            await self._wait_for_space()
+
+    async def _wait_for_space(self) -> None:
+        while self._pool.space() <= 0 or self._collector.unread >= MOST_UNREAD:
+            await self._pool.wait_for_space()
+
+    def _withdraw(self) -> None:
+        self._pool.withdraw(self._collector)
+
+
+@asynccontextmanager
+async def _private_nursery() -> AsyncGenerator[trio.Nursery, None]:
+    """A nursery whose users need not know of it: what the body raises leaves as it is, not in a group."""
+    failed: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            try:
+                yield nursery
+            except BaseException as error:
+                failed = error
+                raise
+    except BaseExceptionGroup as group:
+        if (
+            failed is None
+            or group.split(lambda error: error is failed or isinstance(error, trio.Cancelled))[1]
+        ):
+            raise
+    if failed is not None:
+        raise failed

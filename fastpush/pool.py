@@ -1,0 +1,1031 @@
+"""Which connection takes the next push; opening, draining and replacing connections; back-off.
+
+Pushes wait in one queue a lane. There are two lanes: the main one, and one connection of its own for
+device tokens that were lately rejected, since APNs slows a connection down for each rejection. The queue
+is emptied by `pump`: whenever something progressed, each connection takes as much as it has room for.
+
+All that happens here is synchronous, but for the opener, which makes connections, and the clock, which
+brings back what waits for its next attempt.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import math
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from typing import NamedTuple, TypeAlias
+
+import trio
+
+from fastpush import retry
+from fastpush._connection import Collector, Push
+from fastpush.connection import Connection, ConnectionStatistics
+from fastpush.credentials import Credential, ProviderCertificate, SigningKey
+from fastpush.errors import (
+    CredentialRefused,
+    Expired,
+    FastpushError,
+    InvalidCredential,
+    InvalidNotification,
+    NotSent,
+    OutcomeUnknown,
+)
+from fastpush.http2 import GoawayReceived, LocalProtocolError, StreamEnded
+from fastpush.notification import (
+    Notification,
+    Payload,
+    Response,
+    parse_error_body,
+    topic_for,
+    unregistered_at,
+)
+from fastpush.retry import Action
+from fastpush.transport import Proxy
+
+__all__ = [
+    "Connected",
+    "CredentialWasRefused",
+    "DeviceTokenDead",
+    "Draining",
+    "Lost",
+    "Pool",
+    "PoolEvent",
+    "PoolStatistics",
+]
+
+logger = logging.getLogger("fastpush.pool")
+
+WARM_CONNECTIONS = 2  # kept open, so that one can drain while the other works
+PROBE_EVERY = 60.0  # seconds between two tries of a credential that APNs refuses
+CONNECT_EVERY = 1.0  # seconds between two connects to one host, beyond a burst of `max_connections`
+MAX_BACKOFF = 60.0
+STALL_BEFORE_GROWTH = 0.05  # seconds lost to stream limit or window before another connection is opened
+REJECTED_LATELY = 600.0  # seconds for which a rejected device token keeps to its own lane
+MAX_REJECTED = 65_536  # device tokens remembered
+RESERVE = 512  # pushes queued beyond the room there is, so that answers are followed by requests at once
+
+# Of the right form, and nobody's: the answer to it shows what APNs thinks of the credential.
+_NOBODY = "0" * 64
+
+
+class Connected(NamedTuple):
+    """A connection is ready for pushes."""
+
+    host: str
+    lane: str
+
+
+class Draining(NamedTuple):
+    """GOAWAY: a connection takes no further push. `reason` is APNs' own, None if it gave none."""
+
+    host: str
+    reason: str | None
+
+
+class Lost(NamedTuple):
+    """A connection ended, or did not come about."""
+
+    host: str
+    reason: str
+
+
+class CredentialWasRefused(NamedTuple):
+    """APNs refuses the key or certificate; until it changes every push ends with `CredentialRefused`."""
+
+    identity: str
+    reason: str
+
+
+class DeviceTokenDead(NamedTuple):
+    """APNs said 410, or 400 BadDeviceToken or DeviceTokenNotForTopic."""
+
+    response: Response
+
+
+_Kind: TypeAlias = type[NotSent] | type[OutcomeUnknown] | type[CredentialRefused] | type[Expired]
+_OUTCOMES: dict[_Kind, str] = {
+    NotSent: "not_sent",
+    CredentialRefused: "not_sent",
+    Expired: "expired",
+    OutcomeUnknown: "unknown",
+}
+
+PoolEvent: TypeAlias = Connected | Draining | Lost | CredentialWasRefused | DeviceTokenDead
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStatistics:
+    """A frozen picture of the pool.
+
+    Attributes:
+      queued: pushes waiting for a stream.
+      waiting: pushes waiting for the time of their next attempt.
+      in_flight: requests without an answer.
+      accepted, rejected, unknown, not_sent, expired: how pushes have ended so far.
+      resent: requests beyond the first of their push.
+      stalled_on_streams, stalled_on_window: seconds in which pushes waited although connected, because all
+        streams were taken, or because a flow-control window was used up.
+      retry_budget: re-sends allowed now.
+      stopped: why nothing goes out, None if it does.
+    """
+
+    queued: int
+    waiting: int
+    in_flight: int
+    accepted: int
+    rejected: int
+    unknown: int
+    not_sent: int
+    expired: int
+    resent: int
+    stalled_on_streams: float
+    stalled_on_window: float
+    retry_budget: float
+    stopped: str | None
+    connections: tuple[ConnectionStatistics, ...]
+
+
+@dataclass(slots=True)
+class _Lane:
+    name: str
+    most: int
+    queue: deque[Push] = field(default_factory=deque)
+    connections: list[Connection] = field(default_factory=list)
+    again: list[Push] = field(default_factory=list)  # goes back to the head of the queue, in this order
+    wanted: int = 0  # how many connections there should be
+
+    def living(self) -> int:
+        return sum(connection.state in ("connecting", "open") for connection in self.connections)
+
+
+class _Pace:
+    """When the next connect may be made: a burst, then one a second; after failures back-off with jitter."""
+
+    def __init__(self, burst: int, now: float) -> None:
+        self._burst = burst
+        self._left = float(burst)
+        self._at = now
+        self._not_before = -math.inf
+        self.failures = 0
+
+    def delay(self, now: float) -> float:
+        self._left = min(self._burst, self._left + (now - self._at) / CONNECT_EVERY)
+        self._at = now
+        return max(0.0, self._not_before - now, (1.0 - self._left) * CONNECT_EVERY)
+
+    def connected(self, now: float) -> None:
+        self.delay(now)
+        self._left -= 1.0
+
+    def failed(self, now: float) -> None:
+        self.failures += 1
+        most = min(MAX_BACKOFF, 0.5 * 2**self.failures)
+        self._not_before = now + random.uniform(0, most)
+        self._left = min(self._left, 1.0)
+
+    def succeeded(self) -> None:
+        self.failures = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    """Why nothing goes out: the error that each push gets, and whether a push may try it out."""
+
+    error: _Kind
+    reason: str
+
+
+class Pool:
+    """All connections for one credential to one host. Made by `open_client`, which runs `run`."""
+
+    def __init__(
+        self,
+        credential: Credential,
+        *,
+        host: str,
+        port: int,
+        topic: str | None,
+        environment: str,
+        ca_file: str | None,
+        proxy: Proxy | None,
+        max_connections: int,
+        listener: Callable[[PoolEvent], object] | None,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        now = trio.current_time()
+        self.credential = credential
+        self.environment = environment
+        self.topic = topic if topic is not None else _only_topic(credential)
+        self._host = host
+        self._port = port
+        self._ca_file = ca_file
+        self._proxy = proxy
+        self._listener = listener
+        self._wall_clock = wall_clock
+        self._context = credential.ssl_context(ca_file=ca_file)
+        self._main = _Lane("main", max_connections, wanted=min(WARM_CONNECTIONS, max_connections))
+        self._rejected = _Lane("rejected", 1)
+        self._lanes = (self._main, self._rejected)
+        self._pace = _Pace(max_connections + 1, now)
+        self._budget = retry.Budget(now)
+        self._nursery: trio.Nursery | None = None
+        self._work = trio.Event()
+        self._changed = trio.Event()
+        self._idle = trio.Event()
+        self._feeders = trio.lowlevel.ParkingLot()
+        self._readiness = trio.lowlevel.ParkingLot()
+        self._stop: _Stop | None = None
+        self._probe_at = math.inf
+        self._draining = False
+        self._closed = False
+        # Device tokens that must not go out on the main lane now: rejected lately, or asked to wait.
+        self._apart: dict[str, None] = {}
+        self._rejected_at: dict[str, float] = {}
+        self._waiting_until: dict[str, float] = {}
+        self._later: list[tuple[float, int, Push]] = []
+        self._later_changed = trio.Event()
+        self._order = itertools.count()
+        self._stalled_since: float | None = None
+        self._stalled_on = "streams"
+        self._stalled = {"streams": 0.0, "window": 0.0}
+        self._stalled_at_growth = 0.0
+        self._counts = dict.fromkeys(("rejected", "unknown", "not_sent", "expired", "resent"), 0)
+        self._accepted_before = 0  # by connections that are gone
+
+    # Taking pushes.
+
+    def enqueue(self, push: Push) -> None:
+        """Queue one push; it goes out with the next turn of the pump."""
+        if self._may_queue(push):
+            self._main.queue.append(push)
+            self._budget.deposit(1)
+            self._work.set()
+
+    def take_from(self, pull: Callable[[deque[Push]], bool]) -> bool:
+        """Let `pull` put pushes into the queue, and send. Returns what `pull` returns."""
+        queue = self._main.queue
+        before = len(queue)
+        try:
+            return pull(queue)
+        finally:
+            self._budget.deposit(len(queue) - before)
+            if self._stop is not None or self._closed:
+                taken = [queue.pop() for _ in range(len(queue) - before)]
+                queue.extend(push for push in reversed(taken) if self._may_queue(push))
+            self.pump()
+
+    def space(self) -> int:
+        """How many pushes the queue takes from inputs that can wait."""
+        if self._stop is not None or self._closed:
+            return RESERVE
+        now = trio.current_time()
+        room = sum(connection.room(now) for connection in self._main.connections)
+        return room + RESERVE - len(self._main.queue)
+
+    async def wait_for_space(self) -> None:
+        """Sleep until `space` may have grown."""
+        await self._feeders.park()
+
+    def wake_feeders(self) -> None:
+        """Let those who sleep in `wait_for_space` look again."""
+        self._feeders.unpark_all()
+
+    def abandon(self, push: Push) -> None:
+        """Its caller went away: withdraw it, or reset its stream."""
+        exchange = push.abandon()
+        if exchange is not None:
+            for lane in self._lanes:
+                for connection in lane.connections:
+                    if connection.exchange is exchange:
+                        connection.flush()
+        self._work.set()  # its stream is free for another; a push that was queued is swept out there
+
+    def withdraw(self, collector: Collector) -> None:
+        """Its `send_many` was left: drop what is not written; what is in flight ends unseen."""
+        queued = (push for lane in self._lanes for push in [*lane.queue, *lane.again])
+        for push in [*queued, *(push for _, _, push in self._later)]:
+            if push.belongs_to(collector):
+                push.abandon()
+        self._work.set()
+
+    def _may_queue(self, push: Push) -> bool:
+        stop = self._stop
+        if self._closed:
+            self._end_without_verdict(push, NotSent, "the client is closed")
+        elif stop is None:
+            return True
+        elif trio.current_time() >= self._probe_at:
+            self._probe_at = trio.current_time() + PROBE_EVERY
+            self._changed.set()
+            return True
+        else:
+            self._end_without_verdict(push, stop.error, stop.reason)
+        return False
+
+    # Sending them.
+
+    def pump(self) -> None:
+        """Give the queues to the connections, as far as there is room, and write."""
+        now = trio.current_time()
+        wall_now = self._wall_clock()
+        authorization = self.credential.authorization(wall_now)
+        for lane in self._lanes:
+            if lane.again:
+                lane.queue.extendleft(reversed(lane.again))
+                lane.again.clear()
+            if lane.queue:
+                self._pump_lane(lane, now, wall_now, authorization)
+        self._note_stall(now)
+        if self._feeders and self.space() >= RESERVE // 2:
+            self._feeders.unpark_all()
+
+    def _pump_lane(
+        self, lane: _Lane, now: float, wall_now: float, authorization: tuple[int, bytes] | None
+    ) -> None:
+        queue = lane.queue
+        set_aside: list[Push] = []
+        failed: list[tuple[Push, Exception | None]] = []
+        apart = self._apart if lane is self._main else {}
+        ready = [connection for connection in lane.connections if connection.room(now) > 0]
+        used = []
+        while queue and ready:
+            ready.sort(key=_load)
+            share = -(-len(queue) // len(ready))
+            still = []
+            for connection in ready:
+                connection.authorize(authorization)
+                opened = connection.submit(queue, share, now, wall_now, apart, set_aside, failed)
+                if opened:
+                    used.append(connection)
+                if opened and connection.room(now) > 0:
+                    still.append(connection)
+            ready = still
+        for connection in used:
+            connection.flush()
+        for push, error in failed:
+            self._end_failed(push, error)
+        for push in set_aside:
+            self._set_aside(push, now)
+        if queue and not lane.living():
+            while queue and queue[0].ended:
+                queue.popleft()
+            self._changed.set()
+
+    def _set_aside(self, push: Push, now: float) -> None:
+        token = push.notification.device_token
+        until = self._waiting_until.get(token)
+        if until is not None:
+            self._put_off(push, until)
+            return
+        if self._rejected_at[token] + REJECTED_LATELY < now:
+            self._forget_rejected(token)
+            self._main.again.append(push)
+            self._work.set()
+            return
+        self._rejected.queue.append(push)
+        if not self._rejected.wanted:
+            self._rejected.wanted = 1
+            self._changed.set()
+
+    def _note_stall(self, now: float) -> None:
+        since = self._stalled_since
+        if since is not None:
+            self._stalled[self._stalled_on] += now - since
+            self._stalled_since = None
+        lane = self._main
+        opened = [connection for connection in lane.connections if connection.state == "open"]
+        if not lane.queue or not opened:
+            return
+        self._stalled_since = now
+        blocked = any(connection.engine.window_blocked for connection in opened)
+        self._stalled_on = "window" if blocked else "streams"
+        if lane.wanted < lane.most and lane.living() >= lane.wanted:
+            lost = sum(self._stalled.values()) - self._stalled_at_growth
+            if lost >= STALL_BEFORE_GROWTH:
+                self._stalled_at_growth += lost
+                lane.wanted += 1
+                logger.debug("%.3f s lost to the %s: one more connection", lost, self._stalled_on)
+                self._changed.set()
+
+    # What the connections tell.
+
+    def stream_ended(self, connection: Connection, ended: StreamEnded, now: float) -> None:
+        push = ended.tag
+        assert isinstance(push, Push)
+        if push.ended:
+            return
+        if ended.status is None:
+            self._decide(connection, push, None, ended.processed, ended.reason, now)
+            return
+        reason, timestamp = parse_error_body(ended.body)
+        rule = retry.rule_for(ended.status, reason)
+        if rule.retires:
+            connection.retire()
+        if rule.suspect:
+            self._remember_rejected(push.notification.device_token, now)
+        retry_after = _seconds(ended.field(b"retry-after"))
+        clock = ""
+        if reason == "ExpiredProviderToken":
+            clock = self._blame_clock(connection, ended)
+        decision = retry.decide(
+            rule,
+            processed=True,
+            idempotent=True,
+            attempts=push.attempts,
+            elapsed=now - push.first_written_at,
+            renewed=push.renewed or bool(clock),
+            retry_after=retry_after,
+            budget=self._budget,
+            now=now,
+            chance=random.random(),
+        )
+        if decision.action is Action.ANSWER:
+            response = Response(
+                push.notification,
+                "rejected",
+                status=ended.status,
+                reason=reason,
+                apns_id=push.apns_id.decode(),
+                apns_unique_id=_text(ended.field(b"apns-unique-id")),
+                unregistered_at=unregistered_at(timestamp),
+                retryable=rule.retryable,
+                retry_after=retry_after,
+                attempts=push.attempts,
+                elapsed=now - push.began_at,
+            )
+            self._counts["rejected"] += 1
+            push.end(response)
+            if ended.status == 410 or rule.suspect:
+                self._announce(DeviceTokenDead(response))
+            if clock or rule.refuses:
+                connection.credential_reason = clock or reason
+                self._refuse(clock or reason or f"status {ended.status}")
+        else:
+            self._send_again(connection, push, decision, now, device=rule.device)
+
+    def overdue(self, connection: Connection, push: Push, now: float) -> None:
+        if not push.ended:
+            self._decide(connection, push, None, None, "no answer within 10 s", now)
+
+    def _decide(
+        self,
+        connection: Connection,
+        push: Push,
+        rule: retry.Rule | None,
+        processed: bool | None,
+        reason: str,
+        now: float,
+    ) -> None:
+        """A push whose stream ended without a verdict."""
+        if self._closed:
+            decision = retry.Decision(Action.ANSWER)
+        else:
+            decision = retry.decide(
+                rule,
+                processed=processed,
+                idempotent=push.notification.collapse_id is not None,
+                attempts=push.attempts,
+                elapsed=now - push.first_written_at,
+                renewed=push.renewed,
+                retry_after=None,
+                budget=self._budget,
+                now=now,
+                chance=random.random(),
+            )
+        if decision.action is Action.ANSWER:
+            error = OutcomeUnknown if processed is None else NotSent
+            if processed is False:
+                push.attempts -= 1
+            self._end_without_verdict(push, error, reason)
+        else:
+            push.doubtful = push.doubtful or processed is None
+            self._send_again(connection, push, decision, now, device=False)
+
+    def _send_again(
+        self, connection: Connection, push: Push, decision: retry.Decision, now: float, *, device: bool
+    ) -> None:
+        lane = self._rejected if connection.lane == "rejected" else self._main
+        if decision.action is Action.AGAIN:
+            push.attempts -= 1
+            lane.again.append(push)
+            return
+        self._counts["resent"] += 1
+        if decision.action is Action.RENEW:
+            push.renewed = True
+            lane.again.append(push)
+        elif decision.delay <= 0:
+            lane.again.append(push)
+        else:
+            if device:
+                token = push.notification.device_token
+                self._waiting_until[token] = now + decision.delay
+                self._apart[token] = None
+            self._put_off(push, now + decision.delay)
+
+    def _blame_clock(self, connection: Connection, ended: StreamEnded) -> str:
+        """Judge an ExpiredProviderToken: why the credential is given up; "" where there is another token."""
+        if not isinstance(self.credential, SigningKey) or connection.slot is None:
+            return "ExpiredProviderToken"
+        server_date = _http_date(ended.field(b"date"))
+        if self.credential.replacement(connection.slot, self._wall_clock(), server_date) is not None:
+            return ""
+        return "ExpiredProviderToken, although the provider token is of this half hour: our clock is behind"
+
+    def progressed(self, connection: Connection) -> None:
+        if self._stop is not None and connection.answered and connection.credential_reason is None:
+            self._resume(connection)
+        if connection.answered:
+            self._pace.succeeded()
+        lane = self._rejected if connection.lane == "rejected" else self._main
+        if lane.again or lane.queue:
+            # Answers come in small batches; requests leave in large ones, while enough streams are busy.
+            room = connection.room(trio.current_time())
+            if lane.again or not connection.exchange.in_flight or room * 8 >= connection.engine.stream_limit:
+                self.pump()
+        elif self._feeders:
+            self._feeders.unpark_all()
+        if self._draining and not self._is_busy():
+            self._idle.set()
+
+    def became_ready(self, connection: Connection) -> None:
+        self._readiness.unpark_all()
+        self._announce(Connected(self._host, connection.lane))
+        if self._stop is None:
+            return
+        if self._stop.error is NotSent:
+            self._resume(connection)
+        elif self.credential.kind == "certificate":
+            connection.ping()  # under TLS 1.3 a refused certificate shows with the first answer only
+
+    def answered_ping(self, connection: Connection) -> None:
+        if self._stop is not None:
+            if self.credential.kind == "certificate":
+                self._resume(connection)
+            return
+        # Otherwise it was idle for a minute, and may go if there are others.
+        lane = self._rejected if connection.lane == "rejected" else self._main
+        warm = min(WARM_CONNECTIONS, lane.most) if lane is self._main else 0
+        if not lane.queue and not connection.exchange.in_flight and lane.wanted > warm:
+            lane.wanted -= 1
+            connection.retire()
+
+    def goaway(self, connection: Connection, reason: str | None, event: GoawayReceived) -> None:
+        self._announce(Draining(self._host, reason))
+        self._changed.set()
+        if reason is not None and retry.rule_for(400, reason).refuses:
+            connection.credential_reason = reason
+            self._refuse(reason)
+
+    # Stopping and going on.
+
+    def _refuse(self, reason: str) -> None:
+        self._stop_sending(_Stop(CredentialRefused, f"APNs refuses {self.credential.identity}: {reason}"))
+        self._announce(CredentialWasRefused(self.credential.identity, reason))
+
+    def _stop_sending(self, stop: _Stop) -> None:
+        if self._stop is None:
+            logger.error("%s; nothing is sent, one try a minute", stop.reason)
+        self._stop = stop
+        self._probe_at = trio.current_time() + PROBE_EVERY
+        self._end_all_queued(stop.error, stop.reason)
+        for lane in self._lanes:
+            for connection in list(lane.connections):
+                connection.retire()
+        self._feeders.unpark_all()
+        self._readiness.unpark_all()
+
+    def _resume(self, connection: Connection) -> None:
+        if connection.state == "open":
+            self._stop = None
+            self._probe_at = math.inf
+            logger.info("%s is accepted again", self.credential.identity)
+            self._changed.set()
+
+    def _end_all_queued(self, error: _Kind, reason: str) -> None:
+        for lane in self._lanes:
+            for push in [*lane.again, *lane.queue]:
+                self._end_without_verdict(push, error, reason)
+            lane.again.clear()
+            lane.queue.clear()
+        for _, _, push in self._later:
+            self._end_without_verdict(push, error, reason)
+        self._later.clear()
+
+    def _end_failed(self, push: Push, error: Exception | None) -> None:
+        if error is None:
+            self._end_without_verdict(push, Expired, "its expiration passed before it could be sent")
+        elif isinstance(error, LocalProtocolError):
+            self._end_without_verdict(push, NotSent, str(error))
+        else:
+            assert isinstance(error, FastpushError)  # of _full_topic
+            self._counts["not_sent"] += 1
+            push.end(self._response_without_verdict(push, "not_sent", error), error)
+
+    def _end_without_verdict(self, push: Push, kind: _Kind, reason: str) -> None:
+        if push.ended:
+            return
+        if push.doubtful and kind is not CredentialRefused:
+            kind = OutcomeUnknown  # an earlier attempt was lost, and may have been processed
+        error = kind(reason, apns_id=push.apns_id.decode(), attempts=push.attempts)
+        if push.doubtful:
+            error.processed = None
+        outcome = "unknown" if push.doubtful else _OUTCOMES[kind]
+        self._counts[outcome] += 1
+        push.end(self._response_without_verdict(push, outcome, error), error)
+
+    def _response_without_verdict(self, push: Push, outcome: str, error: FastpushError) -> Response:
+        return Response(
+            push.notification,
+            outcome,
+            apns_id=push.apns_id.decode(),
+            retryable=outcome == "not_sent" and isinstance(error, NotSent | CredentialRefused),
+            error=error,
+            attempts=push.attempts,
+            elapsed=trio.current_time() - push.began_at,
+        )
+
+    # Device tokens apart.
+
+    def _remember_rejected(self, token: str, now: float) -> None:
+        rejected = self._rejected_at
+        rejected.pop(token, None)
+        rejected[token] = now
+        self._apart[token] = None
+        oldest = next(iter(rejected))
+        if len(rejected) > MAX_REJECTED or rejected[oldest] + REJECTED_LATELY < now:
+            self._forget_rejected(oldest)
+
+    def _forget_rejected(self, token: str) -> None:
+        del self._rejected_at[token]
+        if token not in self._waiting_until:
+            del self._apart[token]
+
+    def _put_off(self, push: Push, due: float) -> None:
+        heapq.heappush(self._later, (due, next(self._order), push))
+        if self._later[0][2] is push:
+            self._later_changed.set()
+
+    async def _bring_back(self) -> None:
+        """Return what waited for its next attempt to the queue, when its time has come."""
+        while True:
+            with trio.move_on_at(self._later[0][0] if self._later else math.inf):
+                await self._later_changed.wait()
+            self._later_changed = trio.Event()
+            now = trio.current_time()
+            while self._later and self._later[0][0] <= now:
+                push = heapq.heappop(self._later)[2]
+                token = push.notification.device_token
+                if self._waiting_until.get(token, math.inf) <= now:
+                    del self._waiting_until[token]
+                    if token not in self._rejected_at:
+                        del self._apart[token]
+                self._main.again.append(push)
+            if self._main.again:
+                self.pump()
+
+    # Connections.
+
+    async def run(self) -> None:
+        """Keep connections open and pushes moving, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._open_connections)
+            nursery.start_soon(self._bring_back)
+            while True:
+                await self._work.wait()
+                self._work = trio.Event()
+                self._sweep()
+                self.pump()
+                if self._draining and not self._is_busy():
+                    self._idle.set()
+
+    def _sweep(self) -> None:
+        """Drop pushes from the queue whose callers went away, once they are many."""
+        queue = self._main.queue
+        if len(queue) > 2 * RESERVE and queue[0].ended:
+            self._main.queue = deque(push for push in queue if not push.ended)
+
+    async def _open_connections(self) -> None:
+        while True:
+            now = trio.current_time()
+            lane, look_at = self._lane_in_need(now)
+            if lane is None:
+                with trio.move_on_at(look_at):
+                    await self._changed.wait()
+                self._changed = trio.Event()
+                continue
+            delay = self._pace.delay(now)
+            if delay > 0:
+                await trio.sleep(delay)
+                continue
+            self._pace.connected(now)
+            self._start(lane, self._new_connection(lane))
+
+    def _lane_in_need(self, now: float) -> tuple[_Lane | None, float]:
+        """The lane that lacks a connection, or None and when to look again."""
+        if self._closed:
+            return None, math.inf
+        if self._stop is None:
+            for lane in self._lanes:
+                if lane.living() < lane.wanted:
+                    return lane, now
+            return None, math.inf
+        if any(lane.living() for lane in self._lanes):
+            return None, math.inf
+        if self._main.queue:
+            return self._main, now  # the push that tries it out
+        if self._stop.error is NotSent or self.credential.kind == "certificate":
+            if now < self._probe_at:
+                return None, self._probe_at
+            self._probe_at = now + PROBE_EVERY
+            return self._main, now
+        return None, math.inf
+
+    def _new_connection(self, lane: _Lane) -> Connection:
+        return Connection(
+            self, self._host, self._port, self._context, self._full_topic, proxy=self._proxy, lane=lane.name
+        )
+
+    def _start(self, lane: _Lane, connection: Connection) -> None:
+        assert self._nursery is not None
+        lane.connections.append(connection)
+        self._nursery.start_soon(self._run_connection, lane, connection)
+
+    async def _run_connection(self, lane: _Lane, connection: Connection) -> None:
+        try:
+            await connection.run()
+        finally:
+            if connection in lane.connections:
+                lane.connections.remove(connection)
+                self._accepted_before += connection.exchange.accepted
+                self._after(connection)
+
+    def _after(self, connection: Connection) -> None:
+        """A connection has ended: was it a failure, and what follows from it?"""
+        now = trio.current_time()
+        reason = connection.end_reason
+        self._changed.set()
+        self._readiness.unpark_all()
+        if self._closed:
+            return
+        if connection.credential_reason is not None:
+            if self._stop is None:
+                self._refuse(connection.credential_reason)
+        elif connection.lasting:
+            self._stop_sending(_Stop(NotSent, f"{self._host} port {self._port}: {reason}"))
+        if not connection.answered and reason not in _PEACEFUL:
+            self._pace.failed(now)
+            logger.warning("no connection to %s port %d: %s", self._host, self._port, reason)
+        if reason not in _PEACEFUL:
+            self._announce(Lost(self._host, reason))
+        self.pump()
+
+    def _full_topic(self, topic: str | None, push_type: str) -> str:
+        """The value of apns-topic. Raises InvalidNotification or InvalidCredential."""
+        if topic is None:
+            topic = self.topic
+        if topic is None:
+            raise InvalidNotification(
+                "topic: none in the notification and none in open_client; give the app's bundle id in either"
+            )
+        full = topic_for(topic, push_type)
+        self.credential.check_topic(full)
+        return full
+
+    def _announce(self, event: PoolEvent) -> None:
+        if self._listener is None:
+            return
+        try:
+            self._listener(event)
+        except Exception:
+            logger.exception("the listener failed on %s", type(event).__name__)
+
+    # What the client asks for.
+
+    async def wait_ready(self) -> None:
+        """Wait for a connection that takes pushes.
+
+        Raises:
+          CredentialRefused, NotSent: there will be none before something changes.
+        """
+        while True:
+            if self._closed:
+                raise NotSent("the client is closed")
+            if self._stop is not None:
+                raise self._stop.error(self._stop.reason)
+            if any(connection.state == "open" for connection in self._main.connections):
+                await trio.lowlevel.checkpoint()
+                return
+            await self._readiness.park()
+
+    async def recycle(self) -> None:
+        """Replace each connection, one after the other: the new one is open before the old one drains."""
+        for lane in self._lanes:
+            for old in [connection for connection in lane.connections if connection.state == "open"]:
+                await trio.sleep(self._pace.delay(trio.current_time()))
+                self._pace.connected(trio.current_time())
+                new = self._new_connection(lane)
+                self._start(lane, new)
+                await _first(new.ready, new.ended)
+                if new.ready.is_set():
+                    old.retire()
+
+    async def use_credential(self, new: Credential) -> None:
+        """Prove a new credential on a connection of its own, then let it take over.
+
+        Raises:
+          InvalidCredential: of another team, or not for this environment or topic.
+          CredentialRefused: APNs refuses it. In both cases, and where no answer comes (NotSent,
+            OutcomeUnknown), nothing has changed.
+        """
+        _check_same_owner(self.credential, new)
+        new.check_environment(self.environment)
+        if self.topic is not None:
+            new.check_topic(self.topic)
+        context = await trio.to_thread.run_sync(lambda: new.ssl_context(ca_file=self._ca_file))
+        prover = _Prover(new, self.topic)
+        connection = Connection(
+            prover, self._host, self._port, context, self._full_topic, proxy=self._proxy, lane=self._main.name
+        )
+        assert self._nursery is not None
+        self._nursery.start_soon(self._run_connection, self._main, connection)
+        try:
+            await prover.prove(connection, self._wall_clock())
+        except BaseException:
+            connection.stop("the credential was not proved")
+            raise
+        old = [connection for lane in self._lanes for connection in lane.connections]
+        self.credential, self._context, self._stop, self._probe_at = new, context, None, math.inf
+        connection.owner = self
+        self._main.connections.append(connection)
+        for other in old:
+            other.retire()
+        self._changed.set()
+        self.pump()
+
+    async def drain(self) -> None:
+        """Wait until nothing is queued, waiting or in flight."""
+        self._draining = True
+        while self._is_busy():
+            self._idle = trio.Event()
+            await self._idle.wait()
+
+    def close(self) -> None:
+        """End all that is left: NotSent, or OutcomeUnknown where it was written."""
+        self._closed = True
+        self._end_all_queued(NotSent, "the client was closed")
+        for lane in self._lanes:
+            for connection in list(lane.connections):
+                connection.stop("the client was closed")
+        self._feeders.unpark_all()
+        self._readiness.unpark_all()
+
+    def _is_busy(self) -> bool:
+        if self._later:
+            return True
+        for lane in self._lanes:
+            while lane.queue and lane.queue[0].ended:
+                lane.queue.popleft()
+            if lane.queue or lane.again or any(c.exchange.in_flight for c in lane.connections):
+                return True
+        return False
+
+    def statistics(self) -> PoolStatistics:
+        """A frozen picture of it."""
+        connections = [connection for lane in self._lanes for connection in lane.connections]
+        return PoolStatistics(
+            queued=sum(not push.ended for lane in self._lanes for push in [*lane.queue, *lane.again]),
+            waiting=len(self._later),
+            in_flight=sum(connection.exchange.in_flight for connection in connections),
+            accepted=self._accepted_before + sum(connection.exchange.accepted for connection in connections),
+            stalled_on_streams=self._stalled["streams"],
+            stalled_on_window=self._stalled["window"],
+            retry_budget=self._budget.left,
+            stopped=None if self._stop is None else self._stop.reason,
+            connections=tuple(connection.statistics() for connection in connections),
+            **self._counts,
+        )
+
+
+_PEACEFUL = frozenset({"drained", "retired", "the client was closed"})
+
+
+class _Prover:
+    """Owns a connection while its credential is tried out with one harmless request."""
+
+    def __init__(self, credential: Credential, topic: str | None) -> None:
+        self._credential = credential
+        self._topic = topic
+        self._done = trio.Event()
+        self._refused: str | None = None
+        self._answered = False
+        self._lost = ""
+
+    async def prove(self, connection: Connection, wall_now: float) -> None:
+        """Wait for APNs' word on it. Raises CredentialRefused, or NotSent where no word comes."""
+        await _first(connection.ready, connection.ended)
+        if connection.ready.is_set():
+            connection.authorize(self._credential.authorization(wall_now))
+            if self._topic is None:
+                connection.ping()
+            else:
+                nobody = Notification(_NOBODY, Payload(content_available=True), push_type="background")
+                queue = deque([Push(nobody, trio.current_time())])
+                while connection.room(trio.current_time()) < 1 and not connection.ended.is_set():
+                    await trio.lowlevel.checkpoint()
+                connection.submit(queue, 1, trio.current_time(), wall_now, {}, [], [])
+                connection.flush()
+            await _first(self._done, connection.ended)
+        refused = self._refused or connection.credential_reason
+        if refused is not None:
+            raise CredentialRefused(f"APNs refuses {self._credential.identity}: {refused}")
+        if not self._answered:
+            raise NotSent(f"{self._credential.identity} is not proved: {self._lost or connection.end_reason}")
+
+    def stream_ended(self, connection: Connection, ended: StreamEnded, now: float) -> None:
+        if ended.status is None:
+            self._lost = ended.reason
+        else:
+            reason, _ = parse_error_body(ended.body)
+            rule = retry.rule_for(ended.status, reason)
+            self._answered = True
+            if rule.refuses or rule.action is Action.RENEW or reason in ("TopicDisallowed", "BadTopic"):
+                self._refused = reason
+        self._done.set()
+
+    def overdue(self, connection: Connection, push: Push, now: float) -> None:
+        self._lost = "no answer within 10 s"
+        self._done.set()
+
+    def progressed(self, connection: Connection) -> None:
+        if connection.answered:  # with 200: this device token belongs to somebody after all
+            self._answered = True
+            self._done.set()
+
+    def became_ready(self, connection: Connection) -> None:
+        pass
+
+    def goaway(self, connection: Connection, reason: str | None, event: GoawayReceived) -> None:
+        if reason is not None and retry.rule_for(400, reason).refuses:
+            self._refused = reason
+        self._done.set()
+
+    def answered_ping(self, connection: Connection) -> None:
+        self._answered = True
+        self._done.set()
+
+
+def _check_same_owner(old: Credential, new: Credential) -> None:
+    if isinstance(old, SigningKey) and isinstance(new, SigningKey) and old.team_id != new.team_id:
+        raise InvalidCredential(
+            f"{new.identity} is of team {new.team_id}, this client of team {old.team_id}: "
+            "open another client for it"
+        )
+
+
+async def _first(*events: trio.Event) -> None:
+    """Wait for the first of several events."""
+    async with trio.open_nursery() as nursery:
+
+        async def wait(event: trio.Event) -> None:
+            await event.wait()
+            nursery.cancel_scope.cancel()
+
+        for event in events:
+            nursery.start_soon(wait, event)
+
+
+def _load(connection: Connection) -> float:
+    return connection.load
+
+
+def _only_topic(credential: Credential) -> str | None:
+    return credential.default_topic if isinstance(credential, ProviderCertificate) else None
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("latin-1")
+
+
+def _seconds(value: bytes | None) -> float | None:
+    """Retry-After in seconds (RFC 9110 §10.2.3); its date form is not used by any push service."""
+    if value is None or not value.isdigit() or len(value) > 6:
+        return None
+    return float(value)
+
+
+def _http_date(value: bytes | None) -> float | None:
+    """UNIX seconds of a `date` field (RFC 9110 §5.6.7)."""
+    if value is None:
+        return None
+    try:
+        return parsedate_to_datetime(value.decode("latin-1")).timestamp()
+    except ValueError:
+        return None
