@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
     pkcs12,
 )
 
-from fastpush._apple_certificate import SEQUENCE, elements
+from fastpush._apple_certificate import SEQUENCE
 from fastpush.errors import InvalidCredential
 
 __all__ = ["Identity", "identity", "octets_of", "read_file", "signing_key"]
@@ -272,30 +272,34 @@ def _not_a_certificate(source: str, found: str) -> str:
 def _private_key(data: bytearray, source: str, password: bytearray | None) -> CertificateKey:
     block = _KEY_BLOCK.search(data)
     if block is None and (_BEGIN.search(data) or data[0] != SEQUENCE):
-        raise InvalidCredential(f"{source}: {_describe(data)} without a private key; {_EXPORT}")
-    start, end = (0, len(data)) if block is None else block.span()
-    load = load_der_private_key if block is None else load_pem_private_key
+        raise InvalidCredential(_no_private_key(source, data))
+    block_found = block is not None
+    start, end = block.span() if block is not None else (0, len(data))
+    load = load_pem_private_key if block_found else load_der_private_key
     del block
     with wiped(part := data[start:end]):
         try:
             try:
                 key = load(part, password or None)  # type: ignore[arg-type]
             except TypeError:
-                # "A password was given, yet nothing is encrypted", or the other way round.
                 if not password:
-                    raise InvalidCredential(
-                        f"{source}: the private key is encrypted; give its password as password="
-                    ) from None
-                key = load(part, None)
-        except (ValueError, UnsupportedAlgorithm) as error:
-            found = _describe(data)
-            if found.startswith("an X.509 certificate"):
-                raise InvalidCredential(f"{source}: {found} without a private key; {_EXPORT}") from error
-            raise InvalidCredential(
-                f"{source}: the private key cannot be read: "
-                + ("the password is wrong, or it is damaged" if password else "it is damaged")
-            ) from error
+                    raise
+                key = load(part, None)  # a password was given, and nothing is encrypted
+        except (TypeError, ValueError, UnsupportedAlgorithm) as error:
+            if isinstance(error, TypeError):
+                problem = f"{source}: the private key is encrypted; give its password as password="
+            elif password:
+                problem = f"{source}: the password is wrong, or the private key is damaged"
+            elif block_found:
+                problem = f"{source}: the private key is damaged; copy the file as it is, all lines of it"
+            else:
+                problem = _no_private_key(source, data)
+            raise InvalidCredential(problem) from error
     return _certificate_key(key, source)
+
+
+def _no_private_key(source: str, data: bytearray) -> str:
+    return f"{source}: {_describe(data)}, where a private key was expected as well; {_EXPORT}"
 
 
 def _certificate_key(key: object, source: str) -> CertificateKey:
@@ -336,15 +340,12 @@ def _check_size(data: bytearray, source: str, limit: int, expected: str) -> None
 
 def _is_pkcs12(data: bytearray) -> bool:
     """PFX ::= SEQUENCE { version INTEGER {v3(3)}, authSafe SEQUENCE, … } (RFC 7292 §4)."""
-    if data[:1] != bytes((SEQUENCE,)):
+    if len(data) < 2 or data[0] != SEQUENCE:
         return False
-    if data[1:2] == b"\x80":  # BER of indefinite length, as some exporters write
-        return data[2:5] == b"\x02\x01\x03"
-    try:
-        _, content = next(elements(bytes(data)))
-        return next(elements(content)) == (0x02, b"\x03")
-    except (ValueError, StopIteration):
-        return False
+    size = (
+        data[1] & 0x7F if data[1] & 0x80 else 0
+    )  # of the length's own octets; 0 where it is indefinite (BER)
+    return data[2 + size : 5 + size] == b"\x02\x01\x03"
 
 
 def _describe(data: bytearray) -> str:

@@ -54,14 +54,10 @@ def _trust(context: ssl.SSLContext, data: bytes, source: str) -> None:
         raise InvalidCredential(f"{source}: is larger than {MAX_CA_FILE_OCTETS} octets")
     # Only the blocks go to OpenSSL: names in comments between them need not be ASCII, as `cadata` must.
     blocks = [match[0] for match in _CERTIFICATE.finditer(data)]
-    if blocks:
-        trusted: str | bytes = b"\n".join([*blocks, b""]).decode("ascii", "replace")
-    elif data[:1] == b"\x30":
-        trusted = data
-    else:
+    if not blocks and data[:1] != b"\x30":
         raise InvalidCredential(f"{source}: holds no certificate in PEM (-----BEGIN CERTIFICATE-----)")
     try:
-        context.load_verify_locations(cadata=trusted)
+        context.load_verify_locations(cadata=b"\n".join([*blocks, b""]).decode("ascii") if blocks else data)
     except (ssl.SSLError, ValueError) as error:
         raise InvalidCredential(f"{source}: a trusted certificate in it is damaged") from error
 

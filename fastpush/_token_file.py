@@ -28,15 +28,14 @@ class TokenDirectoryUnusable(Exception):
 
 
 def default_directory() -> Path:
-    """$XDG_CACHE_HOME/fastpush, ~/.cache/fastpush, or one of the user's own among the temporary files."""
+    """Give $XDG_CACHE_HOME/fastpush/provider-tokens, the same under ~/.cache, or one in /tmp."""
     cache = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(cache):
-        return Path(cache, "fastpush")
-    with contextlib.suppress(RuntimeError):
-        home = Path.home()
-        if home.is_dir() and home != Path("/") and os.access(home, os.W_OK):
-            return home / ".cache" / "fastpush"
-    return Path(tempfile.gettempdir(), f"fastpush-{os.geteuid()}")
+    if not os.path.isabs(cache):
+        home = os.path.expanduser("~")
+        if not os.access(home, os.W_OK) or home == "/":  # a service without a home
+            return Path(tempfile.gettempdir(), f"fastpush-{os.geteuid()}")
+        cache = os.path.join(home, ".cache")
+    return Path(cache, "fastpush", "provider-tokens")
 
 
 def shared_token(

@@ -410,8 +410,8 @@ class SigningKey(Credential):
         If our clock is behind the server's by so much that the token is another one, slots go by the
         server's clock from now on, in every connection with this key. Time since the measurement is
         taken from the monotonic clock, so that the key is not led astray when somebody sets the wall
-        clock right: then slots go by that again. A clock ahead of the server's changes nothing, and
-        neither does a difference of more than `MAX_CLOCK_OFFSET`.
+        clock right: then slots go by that again. A clock ahead of the server's is not followed, and
+        neither is one behind by more than `MAX_CLOCK_OFFSET`.
 
         Args:
           server_date: POSIX time of the `date` field of the server's answer.
@@ -421,7 +421,10 @@ class SigningKey(Credential):
         offset = server_date - now
         if not math.isfinite(offset):
             raise ValueError(f"server_date must be POSIX time in seconds, not {server_date!r:.40}")
-        if not 0 < offset <= MAX_CLOCK_OFFSET or server_date < slot + SLOT_SECONDS:
+        if offset <= 0:
+            self._anchor = None
+            return
+        if offset > MAX_CLOCK_OFFSET or slot <= server_date < slot + SLOT_SECONDS:
             return
         self._anchor = (server_date, self._monotonic(), offset)
         logger.warning(

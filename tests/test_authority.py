@@ -66,9 +66,7 @@ def test_each_field_of_a_provider_certificate_can_be_left_out_or_chosen(authorit
         None, topics=(), environments=["sandbox"], voip_topic="com.example.app.voip"
     )
     certificate = x509.load_pem_x509_certificate(issued.certificate_pem)
-    found = {
-        e.oid.dotted_string for e in certificate.extensions if e.oid.dotted_string.startswith("1.2.840")
-    }
+    found = {e.oid.dotted_string for e in certificate.extensions if e.oid.dotted_string.startswith("1.2.840")}
     assert found == {"1.2.840.113635.100.6.3.1", "1.2.840.113635.100.6.3.4"}
     assert not certificate.subject.get_attributes_for_oid(NameOID.USER_ID)
 
