@@ -35,7 +35,7 @@ from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport qsort
 from libc.string cimport memcmp, memcpy, memmove, memset
 
-from fastpush._buffer cimport Buffer, buffer_free, buffer_init, buffer_reserve, buffer_write
+from fastpush._buffer cimport Buffer, buffer_free, buffer_reserve, buffer_write
 from fastpush.http2._frames cimport *
 from fastpush.http2._hpack cimport (
     HPACK_INTEGER_OCTETS,
@@ -59,7 +59,7 @@ from fastpush.http2 import (
 )
 from fastpush.http2._hpack import HpackError
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"          # RFC 9113 §3.4
+cdef bytes PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"          # RFC 9113 §3.4
 
 cdef enum:
     PREFACE_OCTETS = 24
@@ -247,7 +247,7 @@ cdef bytes pack_fields(object fields):
 
 cdef inline bint next_field(bytes packed, Py_ssize_t *place, int32_t *lengths, const uint8_t **name) noexcept:
     """Step to the field at `place`: its two lengths, and its name, which the value follows."""
-    if place[0] >= PyBytes_GET_SIZE(packed):
+    if packed is None or place[0] >= PyBytes_GET_SIZE(packed):
         return False
     name[0] = <const uint8_t *>PyBytes_AS_STRING(packed) + place[0] + 8
     memcpy(lengths, name[0] - 8, 8)
@@ -376,9 +376,12 @@ cdef int finish(
 
 
 cdef int finish_above(
-    CompiledEngine engine, int64_t last_stream_id, int64_t error_code, str reason, bint unprocessed
+    CompiledEngine engine, int64_t last_stream_id, int64_t error_code, str reason
 ) except -1:
-    """End all streams above an id, in their order. Those never taken from `out` are surely not processed."""
+    """End all streams above an id, in their order.
+
+    Those above the peer's GOAWAY, and those that were never taken from `out`, are surely not processed.
+    """
     cdef int32_t *ids
     cdef int32_t place
     cdef int32_t count = 0, index
@@ -396,7 +399,10 @@ cdef int finish_above(
         for place in range(count):
             index = find_stream(engine, ids[place])
             if index >= 0:
-                finish(engine, index, error_code, reason, unprocessed or ids[place] >= engine.written_below)
+                finish(
+                    engine, index, error_code, reason,
+                    ids[place] >= engine.written_below or 0 <= engine.goaway_last < ids[place],
+                )
     finally:
         PyMem_Free(ids)
     return 0
@@ -501,7 +507,7 @@ cdef int end_connection(CompiledEngine engine, uint32_t error_code, str reason, 
         put_uint32(put_uint32(payload, 0), error_code)      # 0: no stream of the peer's was processed
         write_frame(engine, FRAME_GOAWAY, 0, 0, payload, GOAWAY_OCTETS)
     engine.is_ending = True
-    finish_above(engine, 0, -1 if lost else <int64_t>error_code, reason, False)
+    finish_above(engine, 0, -1 if lost else <int64_t>error_code, reason)
     engine.events.append(ConnectionEnded(error_object(error_code), reason))
     engine.is_closed = True
     engine.settings_deadline = INFINITY
@@ -1089,7 +1095,7 @@ cdef int take_goaway(CompiledEngine engine, int64_t stream_id, const uint8_t *pa
         <const char *>payload + GOAWAY_OCTETS, min(size - GOAWAY_OCTETS, engine.goaway_debug_octets)
     )
     engine.goaway_last = last_stream_id
-    finish_above(engine, last_stream_id, error_code, f"the peer went away: {error_name(error_code)}", True)
+    finish_above(engine, last_stream_id, error_code, f"the peer went away: {error_name(error_code)}")
     engine.events.append(GoawayReceived(last_stream_id, error_object(error_code), debug_data))
     return 0
 
@@ -1255,14 +1261,6 @@ cdef int end_torn(CompiledEngine engine) except -1:
 cdef class Template:
     """The part of a request that many share; made by `CompiledEngine.template`."""
 
-    def __cinit__(self):
-        buffer_init(&self.head)
-        buffer_init(&self.tail)
-        buffer_init(&self.names)
-
-    def __init__(self):
-        raise TypeError("templates are made by CompiledEngine.template")
-
     def __dealloc__(self):
         buffer_free(&self.head)
         buffer_free(&self.tail)
@@ -1369,23 +1367,8 @@ cdef class CompiledEngine:
       ValueError: a limit that RFC 9113 does not allow.
     """
 
-    def __cinit__(self):
-        buffer_init(&self.out)
-        buffer_init(&self.partial)
-        buffer_init(&self.block)
-        buffer_init(&self.field_octets)
-        buffer_init(&self.field_spans)
-        buffer_init(&self.memo)
-        self.streams = NULL
-        self.buckets = NULL
-        self.capacity = 0
-        self.free = -1
-        self.tags = []
-        self.events = []
-        self.pings = []
-        memset(self.resets, 0, sizeof(self.resets))
-
-    def __init__(self, *, limits=Limits(), first_stream_id=1):
+    # Not in __init__: no object is ever without its parts. What is not set here begins as zero.
+    def __cinit__(self, *, limits=Limits(), first_stream_id=1):
         if not (1 <= first_stream_id <= MAX_WINDOW and first_stream_id % 2):
             raise ValueError(f"first_stream_id is {first_stream_id}; it must be odd and at most {MAX_WINDOW}")
         if not MIN_MAX_FRAME_SIZE <= limits.frame_octets <= MAX_MAX_FRAME_SIZE:
@@ -1415,6 +1398,9 @@ cdef class CompiledEngine:
         # A smaller table than the default binds the peer only when it has acknowledged our SETTINGS.
         self.decoder = Decoder(max(limits.decoder_table_octets, DEFAULT_HEADER_TABLE_OCTETS), limits.header_list_octets)
 
+        self.tags = []
+        self.events = []
+        self.pings = []
         self.max_streams = limits.default_stream_limit
         self.initial_window = DEFAULT_WINDOW
         self.max_frame_size = MIN_MAX_FRAME_SIZE
@@ -1424,6 +1410,7 @@ cdef class CompiledEngine:
         self.first_id = first_stream_id
         self.written_below = first_stream_id
         self.goaway_last = -1
+        self.free = -1
         self.queue_head = -1
         self.queue_tail = -1
         self.settings_deadline = INFINITY
@@ -1553,7 +1540,7 @@ cdef class CompiledEngine:
         cdef Buffer *out = &self.out
         cdef Encoder encoder = self.encoder
         cdef Py_ssize_t list_octets = template.list_octets + path_length
-        cdef Py_ssize_t start, length, body_length = PyBytes_GET_SIZE(body)
+        cdef Py_ssize_t start, length, frames_octets, body_length = PyBytes_GET_SIZE(body)
         cdef int64_t stream_id
         cdef uint32_t generation
         cdef uint8_t flags
@@ -1579,12 +1566,11 @@ cdef class CompiledEngine:
             )
         stream_id = self.next_id
         start = out.length
-        # A field's octets in a block are never more than the 32 that a list counts for it, and its own; no
-        # frame is smaller than 16,384. So this is room for all frames, and what follows cannot fail.
-        buffer_reserve(
-            out,
-            list_octets + body_length + FRAME_HEADER_OCTETS * ((list_octets >> 14) + (body_length >> 14) + 2),
-        )
+        # Room for all frames, so that what follows cannot fail: a field's octets in a block are never more than
+        # its own and the 32 that a list counts for it, and no frame but the last is smaller than 16,384.
+        frames_octets = min(body_length, <Py_ssize_t>self.window)
+        frames_octets += FRAME_HEADER_OCTETS * ((list_octets >> 14) + (frames_octets >> 14) + 2)
+        buffer_reserve(out, list_octets + frames_octets)
         if template.cached and template.generation == encoder.generation and not encoder.must_update():
             at = out.octets + start + FRAME_HEADER_OCTETS
             memcpy(at, template.head.octets, <size_t>template.head.length)
@@ -1598,9 +1584,7 @@ cdef class CompiledEngine:
             out.length += FRAME_HEADER_OCTETS
             try:
                 write_block(self, template, path, path_length, values, list_octets)
-                buffer_reserve(
-                    out, body_length + FRAME_HEADER_OCTETS * ((list_octets >> 14) + (body_length >> 14) + 2)
-                )
+                buffer_reserve(out, frames_octets)
             except:
                 out.length = start
                 # The peer would never see what the table has taken in.
