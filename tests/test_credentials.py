@@ -4,6 +4,7 @@ Apple, "Establishing a token-based connection to APNs" and "Establishing a certi
 to APNs".
 """
 
+import ast
 import base64
 import copy
 import datetime
@@ -11,6 +12,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import ssl
 import subprocess
 import sys
@@ -1447,3 +1449,49 @@ async def test_a_server_that_is_not_who_it_should_be_is_refused(issued, authorit
     context = load(issued).ssl_context(**({} if wrong == "system" else trusted))
     seen = await handshake(context, server, "example.com" if wrong == "host" else "localhost")
     assert found in seen["client's refusal"].verify_message
+
+
+# ---------------------------------------------------------------------------------------------
+# docs/credentials.md
+
+DOCUMENT = (ROOT / "docs" / "credentials.md").read_text()
+MODULES = ["credentials", "_credential_files", "_tls_context", "_apple_certificate"]
+
+
+def messages():
+    """Give the fixed parts of every text in the modules that raise InvalidCredential."""
+    for name in MODULES:
+        tree = ast.parse((ROOT / "fastpush" / f"{name}.py").read_text())
+        yield from (node.value for node in ast.walk(tree) if isinstance(getattr(node, "value", None), str))
+
+
+def documented():
+    table = DOCUMENT.partition("## Errors")[2].partition("`CredentialRefused`")[0]
+    rows = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    return [message for row in rows for message in re.findall(r"`([^`]+)`", row)]
+
+
+@pytest.mark.parametrize("message", documented())
+def test_every_message_in_the_document_exists(message):
+    assert any(message in text for text in messages())
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_message_is_in_the_document(module):
+    tree = ast.parse((ROOT / "fastpush" / f"{module}.py").read_text())
+    for call in ast.walk(tree):
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "InvalidCredential":
+            parts = [node.value for node in ast.walk(call) if isinstance(getattr(node, "value", None), str)]
+            # Without a text of its own, a call passes on what a function wrote.
+            assert not parts or any(message in part for part in parts for message in documented()), parts
+
+
+def test_the_examples_of_the_document_run(issued, universal, tmp_path, monkeypatch, capsys):
+    (tmp_path / P8).write_bytes(issued.p8)
+    (tmp_path / "push.p12").write_bytes(universal.to_pkcs12("geheim"))
+    monkeypatch.chdir(tmp_path)
+    examples = re.findall(r"^```python\n(.*?)^```$", DOCUMENT, re.DOTALL | re.MULTILINE)
+    assert len(examples) == 2
+    for example in examples:
+        exec(compile(example, "docs/credentials.md", "exec"), {})
+    assert "key ABC123DEFG of team DEF123GHIJ\n" in capsys.readouterr().out
