@@ -12,7 +12,6 @@ import trio
 
 from fastpush._connection import Collector, Push, as_notification, pull
 from fastpush.credentials import Credential, normal_environment
-from fastpush.errors import FastpushError
 from fastpush.notification import Notification, Response
 from fastpush.pool import Pool, PoolEvent, PoolStatistics
 from fastpush.transport import Proxy
@@ -100,7 +99,6 @@ class Client:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._process = os.getpid()
 
     def __repr__(self) -> str:
         return f"<fastpush.Client with {self._pool.credential.identity}>"
@@ -117,20 +115,14 @@ class Client:
           CredentialRefused: APNs refuses the key or certificate.
           InvalidNotification, InvalidCredential: no topic is known, or the credential does not cover it.
         """
-        self._check_process()
         pool = self._pool
         push = Push(as_notification(notification), trio.current_time())
         pool.enqueue(push)
         if push.ended:
             await trio.lowlevel.checkpoint()
-            return push.outcome()
-        push.wait_in(trio.lowlevel.current_task())
-
-        def abort(_: object) -> trio.lowlevel.Abort:
-            pool.abandon(push)
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        return await trio.lowlevel.wait_task_rescheduled(abort)  # type: ignore[no-any-return]
+            return push.unwrap()
+        push.wait_in(trio.lowlevel.current_task(), pool)
+        return await trio.lowlevel.wait_task_rescheduled(push.abort)  # type: ignore[no-any-return]
 
     def send_many(
         self, notifications: Iterable[Notification] | AsyncIterable[Notification]
@@ -142,7 +134,7 @@ class Client:
         to what was taken are yielded, and then the error is raised. Leaving the block early leaves the rest
         of the input unread; what is queued is withdrawn, what is in flight ends unseen.
         """
-        self._check_process()
+        self._pool.check_process()
         return _send_many(self._pool, notifications)
 
     async def wait_ready(self) -> None:
@@ -151,7 +143,7 @@ class Client:
         Raises:
           CredentialRefused, NotSent: there will be none before something changes.
         """
-        self._check_process()
+        self._pool.check_process()
         await self._pool.wait_ready()
 
     def statistics(self) -> PoolStatistics:
@@ -168,7 +160,7 @@ class Client:
           CredentialRefused: APNs refuses it.
           NotSent: no answer came. In all three cases nothing has changed.
         """
-        self._check_process()
+        self._pool.check_process()
         await self._pool.use_credential(credential)
 
     async def recycle(self) -> None:
@@ -177,15 +169,8 @@ class Client:
         Apple asks for it when a key was revoked or a bundle id was added ("Establishing a token-based
         connection to APNs").
         """
-        self._check_process()
+        self._pool.check_process()
         await self._pool.recycle()
-
-    def _check_process(self) -> None:
-        if os.getpid() != self._process:
-            raise FastpushError(
-                f"this client belongs to process {self._process} and not to its child {os.getpid()}: "
-                "connections do not survive a fork; open a client in the child"
-            )
 
 
 @asynccontextmanager

@@ -50,7 +50,7 @@ class _NoVerdict(FastpushError):
     """What the four errors without a verdict from APNs have in common.
 
     Attributes:
-      apns_id: the canonical lower-case UUID under which it was sent, or would have been; None if none was drawn.
+      apns_id: the canonical lower-case UUID of the push; None if none was drawn for it.
       attempts: how many times its HEADERS frame was written (0 if never).
       processed: False when APNs has surely not processed it (RFC 9113 §8.7), None when that is unknown.
       reason: why, in one short line.

@@ -14,6 +14,7 @@ import heapq
 import itertools
 import logging
 import math
+import os
 import random
 import time
 from collections import deque
@@ -220,6 +221,7 @@ class Pool:
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         now = trio.current_time()
+        self._process = os.getpid()
         self.credential = credential
         self.environment = environment
         self.topic = topic if topic is not None else _only_topic(credential)
@@ -263,10 +265,12 @@ class Pool:
 
     def enqueue(self, push: Push) -> None:
         """Queue one push; it goes out with the next turn of the pump."""
-        if self._may_queue(push):
-            self._main.queue.append(push)
-            self._budget.deposit(1)
+        queue = self._main.queue
+        if not queue:  # the first of a turn; a system call for each push would be a tenth of its cost
+            self.check_process()
             self._work.set()
+        if (self._stop is None and not self._closed) or self._may_queue(push):
+            queue.append(push)
 
     def take_from(self, pull: Callable[[deque[Push]], bool]) -> bool:
         """Let `pull` put pushes into the queue, and send. Returns what `pull` returns."""
@@ -275,7 +279,6 @@ class Pool:
         try:
             return pull(queue)
         finally:
-            self._budget.deposit(len(queue) - before)
             if self._stop is not None or self._closed:
                 taken = [queue.pop() for _ in range(len(queue) - before)]
                 queue.extend(push for push in reversed(taken) if self._may_queue(push))
@@ -288,6 +291,18 @@ class Pool:
         now = trio.current_time()
         room = sum(connection.room(now) for connection in self._main.connections)
         return room + RESERVE - len(self._main.queue)
+
+    def check_process(self) -> None:
+        """Refuse to work in a forked child: it shares sockets and TLS state with its parent.
+
+        Raises:
+          FastpushError: saying so.
+        """
+        if os.getpid() != self._process:
+            raise FastpushError(
+                f"this client belongs to process {self._process} and not to its child {os.getpid()}: "
+                "connections do not survive a fork; open a client in the child"
+            )
 
     async def wait_for_space(self) -> None:
         """Sleep until `space` may have grown."""
@@ -333,6 +348,7 @@ class Pool:
 
     def pump(self) -> None:
         """Give the queues to the connections, as far as there is room, and write."""
+        self.check_process()
         now = trio.current_time()
         wall_now = self._wall_clock()
         authorization = self.credential.authorization(wall_now)
@@ -361,7 +377,9 @@ class Pool:
             still = []
             for connection in ready:
                 connection.authorize(authorization)
+                begun = connection.exchange.begun
                 opened = connection.submit(queue, share, now, wall_now, apart, set_aside, failed)
+                self._budget.deposit(connection.exchange.begun - begun)
                 if opened:
                     used.append(connection)
                 if opened and connection.room(now) > 0:
