@@ -1,4 +1,4 @@
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import IntFlag
 from typing import final
 
@@ -11,8 +11,8 @@ class Indexing(IntFlag):
 class HpackError(Exception): ...
 
 class HeaderListOverflow(Exception):
-    fields: list[tuple[bytes, bytes]]
-    def __init__(self, message: str, fields: list[tuple[bytes, bytes]] = ...) -> None: ...
+    fields: Sequence[tuple[bytes, bytes]]
+    def __init__(self, message: str, fields: Sequence[tuple[bytes, bytes]] = ()) -> None: ...
 
 @final
 class Encoder:
