@@ -394,11 +394,10 @@ cdef int table_make_room(Table *table, Py_ssize_t length) except -1:
     """Let `length` octets follow `tail`. What is live moves to the front of at least twice its size, so that an
     octet is moved at most once more than it is written."""
     cdef Py_ssize_t live = table.tail - table.head
-    cdef Py_ssize_t index, capacity = table.capacity
+    cdef Py_ssize_t index, capacity = max(<Py_ssize_t>512, 2 * (live + length))
     cdef uint8_t *octets = table.octets
     cdef uint32_t head = <uint32_t>table.head
-    if capacity < 2 * (live + length):
-        capacity = max(<Py_ssize_t>512, 2 * (live + length))
+    if table.capacity < capacity:
         octets = <uint8_t *>PyMem_Malloc(<size_t>capacity)
         if octets is NULL:
             raise MemoryError()
@@ -823,6 +822,7 @@ cdef int decode_fields(
     cdef int fault
     cursor.at = block
     cursor.end = block + length
+    buffer_reserve(octets, length + 1)      # so that `octets.octets` is not NULL, even where all is empty
     fault = get_updates(decoder, &cursor)
     if fault != GOOD:
         return fault
