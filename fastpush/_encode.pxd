@@ -1,21 +1,14 @@
 # cython: language_level=3
 """What the compiled half of `Notification` needs of a payload."""
 
+from libc.stdint cimport int64_t
+
+
 cdef class Alert:
     cdef readonly str title
     cdef readonly str subtitle
     cdef readonly str body
-    cdef readonly str launch_image
-    cdef readonly str title_loc_key
-    cdef readonly tuple title_loc_args
-    cdef readonly str subtitle_loc_key
-    cdef readonly tuple subtitle_loc_args
-    cdef readonly str loc_key
-    cdef readonly tuple loc_args
-    cdef readonly str action_loc_key
-    cdef readonly str summary_arg
-    cdef readonly object summary_arg_count      # int or None
-    cdef bint has_rare                          # anything but title, subtitle and body
+    cdef dict rare                              # every other field that is set, by name; None if none is
 
 
 cdef class Sound:
@@ -26,7 +19,7 @@ cdef class Sound:
 
 cdef class Payload:
     cdef readonly object alert                  # exact str, Alert or None
-    cdef readonly object badge                  # exact int or None
+    cdef int64_t badge_number                   # -1: none
     cdef readonly object sound                  # exact str, Sound or None
     cdef readonly str thread_id
     cdef readonly str category
@@ -34,7 +27,7 @@ cdef class Payload:
     cdef readonly bint mutable_content
     cdef readonly str target_content_id
     cdef readonly str interruption_level
-    cdef readonly object relevance_score        # float or None
+    cdef double relevance                       # -1.0: none
     cdef readonly str filter_criteria
     cdef readonly bint content_changed
     cdef readonly tuple url_args
@@ -42,3 +35,6 @@ cdef class Payload:
     cdef bytes data_json                        # the custom keys as one JSON object, or None
     cdef bytes encoded                          # None until `to_json` is called
     cdef bytes to_json(self)                    # the JSON body, made once
+
+
+cdef str shown_number(object value)             # for messages

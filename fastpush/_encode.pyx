@@ -11,6 +11,7 @@ while JSON is written into the one shared buffer. Text never holds a lone surrog
 """
 
 cimport cython
+from cpython.ref cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, strlen
 
@@ -35,6 +36,13 @@ cdef extern from "Python.h":
     bint PyUnicode_CheckExact(object value) noexcept
     bint PyLong_CheckExact(object value) noexcept
     bint PyFloat_CheckExact(object value) noexcept
+    long long PyLong_AsLongLongAndOverflow(object value, int *overflow) except? -1
+    double PyFloat_AS_DOUBLE(object value) noexcept
+    bint PyDict_CheckExact(object value) noexcept
+    bint PyList_CheckExact(object value) noexcept
+    PyObject *PyList_GET_ITEM(object list, Py_ssize_t place) noexcept
+    Py_ssize_t PyList_GET_SIZE(object list) noexcept
+    int PyDict_Next(object dict, Py_ssize_t *place, PyObject **key, PyObject **value) noexcept
     str PyUnicode_FromObject(object text)
     bytes PyBytes_FromStringAndSize(const char *octets, Py_ssize_t length)
     char *PyBytes_AS_STRING(object octets) noexcept
@@ -44,13 +52,11 @@ cdef extern from "Python.h":
 cdef object dumps = orjson.dumps
 cdef object loads = orjson.loads
 
-# A badge is an NSInteger on the device.
-cdef object MAX_BADGE = 2**63 - 1
-
 # Characters of a text written under one reservation; bounds the buffer at 6 octets for each.
 cdef enum:
     CHUNK = 2048
     KEPT_OCTETS = 65536         # a larger buffer is given back after use
+    DEPTH = 32                  # of containers in custom keys; deeper ones are orjson's
 
 cdef frozenset INTERRUPTION_LEVELS = frozenset({"passive", "active", "time-sensitive", "critical"})
 
@@ -75,6 +81,43 @@ cdef int fill_escapes() except -1:
 
 
 fill_escapes()
+
+
+cdef struct Key:
+    uint8_t[32] octets          # `"key":`, written as 32 octets at once; what is behind is overwritten
+    Py_ssize_t length
+
+
+cdef enum:    # places in KEYS
+    NO_KEY = 0, ALERT, TITLE, SUBTITLE, BODY, LAUNCH_IMAGE, TITLE_LOC_KEY, TITLE_LOC_ARGS,
+    SUBTITLE_LOC_KEY, SUBTITLE_LOC_ARGS, LOC_KEY, LOC_ARGS, ACTION_LOC_KEY, SUMMARY_ARG, SUMMARY_ARG_COUNT,
+    BADGE, SOUND, NAME, VOLUME, THREAD_ID, CATEGORY, TARGET_CONTENT_ID, INTERRUPTION_LEVEL,
+    RELEVANCE_SCORE, FILTER_CRITERIA, URL_ARGS,
+    KEY_COUNT
+
+cdef tuple KEY_NAMES = (
+    "", "alert", "title", "subtitle", "body", "launch-image", "title-loc-key", "title-loc-args",
+    "subtitle-loc-key", "subtitle-loc-args", "loc-key", "loc-args", "action-loc-key", "summary-arg",
+    "summary-arg-count", "badge", "sound", "name", "volume", "thread-id", "category", "target-content-id",
+    "interruption-level", "relevance-score", "filter-criteria", "url-args",
+)
+
+cdef Key[KEY_COUNT] KEYS
+
+
+cdef int fill_keys() except -1:
+    cdef int place
+    cdef bytes member
+    if len(KEY_NAMES) != KEY_COUNT:
+        raise AssertionError("a key has no place in KEYS")
+    for place in range(1, KEY_COUNT):
+        member = b'"' + KEY_NAMES[place].encode() + b'":'
+        memcpy(KEYS[place].octets, <const char *>member, <size_t>min(len(member), 32))
+        KEYS[place].length = len(member)
+    return 0
+
+
+fill_keys()
 
 
 # Leaf helpers: raw pointers, no Python object, no check. The caller has reserved the room.
@@ -138,6 +181,13 @@ cdef inline uint8_t *put_ascii_run(uint8_t *out, const uint8_t *text, Py_ssize_t
             memcpy(out, &word, 8)
             out += 8
             place += 8
+    if place < length and length >= 8:
+        # The last eight once more, in part: what was written of them is the same where none is escaped.
+        memcpy(&word, text + length - 8, 8)
+        if not needs_escape(word):
+            out += length - place
+            memcpy(out - 8, &word, 8)
+            return out
     while place < length:
         out = put_ascii(out, text[place])
         place += 1
@@ -211,24 +261,35 @@ cdef str shown_number(object value):
     return repr(value)
 
 
-cdef object whole_number(str field, object value, object limit):
+cdef inline int64_t whole_number(str field, object value) except? -1:
+    """An int from 0 to 2**63 - 1; -1 for None."""
+    cdef int overflow = 0
+    cdef long long number
     if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int):
+        return -1
+    if not PyLong_CheckExact(value) and (isinstance(value, bool) or not isinstance(value, int)):
         raise invalid(field, f"must be an int; this is {type(value).__name__}")
-    if not 0 <= value <= limit:
-        raise invalid(field, f"must be from 0 to {limit}; this is {shown_number(value)}")
-    return value if PyLong_CheckExact(value) else int(value)
+    number = PyLong_AsLongLongAndOverflow(value, &overflow)
+    if overflow or number < 0:
+        raise invalid(field, f"must be from 0 to 2**63 - 1; this is {shown_number(value)}")
+    return number
 
 
-cdef object fraction(str field, object value):
+cdef inline double fraction(str field, object value) except? -1.0:
+    """A number from 0 to 1; -1 for None."""
     if value is None:
-        return None
+        return -1.0
+    if PyFloat_CheckExact(value) and 0.0 <= PyFloat_AS_DOUBLE(value) <= 1.0:
+        return PyFloat_AS_DOUBLE(value)
+    return unusual_fraction(field, value)
+
+
+cdef double unusual_fraction(str field, object value) except? -1.0:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise invalid(field, f"must be a float from 0 to 1; this is {type(value).__name__}")
     if not 0 <= value <= 1:
         raise invalid(field, f"must be from 0 to 1; this is {shown_number(value)}")
-    return value if PyFloat_CheckExact(value) else float(value)
+    return value
 
 
 cdef inline bint flag(str field, object value) except -1:
@@ -244,7 +305,8 @@ cdef str interruption(object value):
     if value is not None and value not in INTERRUPTION_LEVELS:
         raise invalid(
             "interruption_level",
-            f"must be 'passive', 'active', 'time-sensitive' or 'critical'; this is a str of {len(value)} characters",
+            "must be passive, active, time-sensitive or critical; "
+            f"this has {len(value)} characters",
         )
     return <str>value
 
@@ -268,31 +330,12 @@ cdef int refuse_nan(str field, object value) except -1:
     return 0
 
 
-cpdef bytes encode_data(object value, str field="data"):
-    """A dict of the caller's as one JSON object, as orjson writes it.
-
-    Raises:
-      InvalidNotification: naming the field: not a dict, a key that is no str, a value that JSON cannot
-        express (NaN and the infinities among them), an int of over 64 bits.
-    """
-    cdef bytes octets
-    if not isinstance(value, dict):
-        raise invalid(field, f"must be a dict; this is {type(value).__name__}")
-    try:
-        octets = dumps(value)
-    except TypeError as error:
-        raise invalid(field, f"cannot be written as JSON: {error}") from error
-    if b"null" in octets:
-        refuse_nan(field, value)
-    return octets
-
-
-cdef bytes float_json(object value):
-    # The shortest decimal that reads back the same, as orjson finds it; the usual value without asking.
-    if value is None:
+cdef bytes float_json(double value):
+    """The shortest decimal that reads back the same, as orjson finds it; None for -1."""
+    if value == -1.0:
         return None
-    if <double>value == 1.0:
-        return b"1.0"
+    if value == 1.0:
+        return b"1.0"       # the usual one, without asking
     return dumps(value)
 
 
@@ -303,7 +346,16 @@ cdef Buffer scratch         # one for all: nothing below runs Python code or let
 buffer_init(&scratch)
 
 
-cdef inline int write_characters(Buffer *out, str value) except -1:
+cdef inline int write_key(Buffer *out, int key, Py_ssize_t room) except -1:
+    """Write `"key":` and leave `room` octets for its value and a comma."""
+    buffer_reserve(out, room + 33)
+    memcpy(out.octets + out.length, KEYS[key].octets, 32)
+    out.length += KEYS[key].length
+    return 0
+
+
+cdef int write_characters(Buffer *out, str value) except -1:
+    """Write the characters of a text, CHUNK by CHUNK."""
     cdef Py_ssize_t length = PyUnicode_GET_LENGTH(value), place = 0, end
     cdef const uint8_t *one = <const uint8_t *>PyUnicode_DATA(value)
     cdef const uint16_t *two = <const uint16_t *>one
@@ -334,55 +386,83 @@ cdef inline int write_characters(Buffer *out, str value) except -1:
     return 0
 
 
-cdef inline int write_string(Buffer *out, const char *key, str value) except -1:
-    """Write `"key":"value",`; nothing for None. `key` comes with its quotes and colon."""
+cdef int write_string(Buffer *out, int key, str value) except -1:
+    """Write `"key":"value",` or, with NO_KEY, `"value",`; nothing for None."""
+    cdef Py_ssize_t length
+    cdef uint8_t *octets
     if value is None:
         return 0
-    buffer_reserve(out, <Py_ssize_t>strlen(key) + 1)
-    put(out, key)
+    length = PyUnicode_GET_LENGTH(value)
+    if PyUnicode_IS_ASCII(value) and length <= CHUNK:
+        write_key(out, key, 6 * length + 3)
+        octets = out.octets + out.length
+        octets[0] = c'"'
+        octets = put_ascii_run(octets + 1, <const uint8_t *>PyUnicode_DATA(value), length)
+        octets[0] = c'"'
+        octets[1] = c','
+        out.length = octets + 2 - out.octets
+        return 0
+    write_key(out, key, 1)
     put(out, b'"')
     write_characters(out, value)
-    buffer_reserve(out, 2)
-    put(out, b'",')
-    return 0
+    return write_literal(out, b'",')
 
 
-cdef inline int write_octets(Buffer *out, const char *key, const char *octets, Py_ssize_t length) except -1:
-    """Write `"key":octets,` with octets that are JSON already."""
-    buffer_reserve(out, <Py_ssize_t>strlen(key) + length + 1)
-    put(out, key)
+cdef inline int write_octets(Buffer *out, const char *octets, Py_ssize_t length) except -1:
+    """Write octets that are JSON already, and a comma."""
+    buffer_reserve(out, length + 1)
     memcpy(out.octets + out.length, octets, <size_t>length)
     out.length += length
     put(out, b',')
     return 0
 
 
-cdef int write_strings(Buffer *out, const char *key, tuple value) except -1:
+cdef inline int write_number(Buffer *out, int key, bytes number) except -1:
+    """Write `"key":number,`; nothing for None."""
+    if number is None:
+        return 0
+    write_key(out, key, 0)
+    return write_octets(out, PyBytes_AS_STRING(number), PyBytes_GET_SIZE(number))
+
+
+cdef int write_strings(Buffer *out, int key, tuple value) except -1:
     if value is None:
         return 0
-    buffer_reserve(out, <Py_ssize_t>strlen(key) + 1)
-    put(out, key)
+    write_key(out, key, 1)
     put(out, b'[')
     for item in value:
-        write_string(out, b'', <str>item)
-    close(out, c']')
-    return 0
+        write_string(out, NO_KEY, <str>item)
+    return close(out, c']')
 
 
-cdef int write_integer(Buffer *out, const char *key, object value) except -1:
-    cdef char[20] digits            # 2**63 - 1 has 19
+@cython.cdivision(True)
+cdef inline uint8_t *put_integer(uint8_t *out, int64_t number) noexcept nogil:
+    """Write a decimal number; at most 20 octets."""
+    cdef uint8_t[20] digits
     cdef int place = 20
-    cdef int64_t rest
-    if value is None:
-        return 0
-    rest = value
+    cdef uint64_t rest = <uint64_t>number
+    if number < 0:
+        out[0] = c'-'
+        out += 1
+        rest = 0 - rest
     while True:
         place -= 1
-        digits[place] = <char>(c'0' + rest % 10)
+        digits[place] = <uint8_t>(c'0' + rest % 10)
         rest //= 10
         if rest == 0:
             break
-    return write_octets(out, key, digits + place, 20 - place)
+    memcpy(out, digits + place, <size_t>(20 - place))
+    return out + (20 - place)
+
+
+cdef inline int write_integer(Buffer *out, int key, int64_t number) except -1:
+    """Write `"key":number,`; nothing for -1."""
+    if number == -1:
+        return 0
+    write_key(out, key, 21)
+    out.length = put_integer(out.octets + out.length, number) - out.octets
+    put(out, b',')
+    return 0
 
 
 cdef inline int write_literal(Buffer *out, const char *member) except -1:
@@ -402,22 +482,106 @@ cdef inline int close(Buffer *out, uint8_t bracket) except -1:
     return 0
 
 
+cdef int write_value(Buffer *out, object value, int depth) except -1:
+    """Write a value of the custom keys and a comma, as orjson would.
+
+    Returns 1, with anything written, where it is not made of exact `dict` with exact `str` keys, `list`,
+    `str` without lone surrogates, `int` of 64 bits, `bool` and None alone: then orjson does it or refuses it.
+    """
+    cdef Py_ssize_t place = 0
+    cdef PyObject *key
+    cdef PyObject *item
+    cdef int overflow = 0
+    cdef long long number
+    if PyUnicode_CheckExact(value):
+        if not PyUnicode_IS_ASCII(value) and (
+            PyUnicode_READY(value) < 0
+            or has_surrogate(PyUnicode_KIND(value), PyUnicode_DATA(value), PyUnicode_GET_LENGTH(value))
+        ):
+            return 1
+        write_string(out, NO_KEY, <str>value)
+    elif PyLong_CheckExact(value):
+        number = PyLong_AsLongLongAndOverflow(value, &overflow)
+        if overflow:
+            return 1
+        buffer_reserve(out, 21)
+        out.length = put_integer(out.octets + out.length, number) - out.octets
+        put(out, b',')
+    elif value is None:
+        write_literal(out, b'null,')
+    elif value is True:
+        write_literal(out, b'true,')
+    elif value is False:
+        write_literal(out, b'false,')
+    elif depth == 0:
+        return 1
+    elif PyDict_CheckExact(value):
+        write_literal(out, b'{')
+        while PyDict_Next(value, &place, &key, &item):
+            if not PyUnicode_CheckExact(<object>key) or write_value(out, <object>key, 0):
+                return 1
+            out.octets[out.length - 1] = c':'
+            if write_value(out, <object>item, depth - 1):
+                return 1
+        close(out, c'}')
+    elif PyList_CheckExact(value):
+        write_literal(out, b'[')
+        for place in range(PyList_GET_SIZE(value)):
+            if write_value(out, <object>PyList_GET_ITEM(value, place), depth - 1):
+                return 1
+        close(out, c']')
+    else:
+        return 1
+    return 0
+
+
+cpdef bytes encode_data(object value, str field="data"):
+    """A dict of the caller's as one JSON object, as orjson writes it.
+
+    Raises:
+      InvalidNotification: naming the field: not a dict, a key that is no str, a value that JSON cannot
+        express (NaN and the infinities among them), an int of over 64 bits.
+    """
+    cdef bytes octets
+    if not isinstance(value, dict):
+        raise invalid(field, f"must be a dict; this is {type(value).__name__}")
+    scratch.length = 0
+    if write_value(&scratch, value, DEPTH) == 0:
+        scratch.length -= 1         # the comma
+        return taken()
+    try:
+        octets = dumps(value)
+    except TypeError as error:
+        raise invalid(field, f"cannot be written as JSON: {error}") from error
+    if b"null" in octets:
+        refuse_nan(field, value)
+    return octets
+
+
+cdef inline bytes taken():
+    """What is in the buffer."""
+    cdef bytes octets = PyBytes_FromStringAndSize(<const char *>scratch.octets, scratch.length)
+    if scratch.capacity > KEPT_OCTETS:
+        buffer_free(&scratch)
+    return octets
+
+
 cdef int write_alert(Buffer *out, Alert alert) except -1:
     write_literal(out, b'"alert":{')
-    write_string(out, b'"title":', alert.title)
-    write_string(out, b'"subtitle":', alert.subtitle)
-    write_string(out, b'"body":', alert.body)
-    if alert.has_rare:
-        write_string(out, b'"launch-image":', alert.launch_image)
-        write_string(out, b'"title-loc-key":', alert.title_loc_key)
-        write_strings(out, b'"title-loc-args":', alert.title_loc_args)
-        write_string(out, b'"subtitle-loc-key":', alert.subtitle_loc_key)
-        write_strings(out, b'"subtitle-loc-args":', alert.subtitle_loc_args)
-        write_string(out, b'"loc-key":', alert.loc_key)
-        write_strings(out, b'"loc-args":', alert.loc_args)
-        write_string(out, b'"action-loc-key":', alert.action_loc_key)
-        write_string(out, b'"summary-arg":', alert.summary_arg)
-        write_integer(out, b'"summary-arg-count":', alert.summary_arg_count)
+    write_string(out, TITLE, alert.title)
+    write_string(out, SUBTITLE, alert.subtitle)
+    write_string(out, BODY, alert.body)
+    if alert.rare is not None:
+        write_string(out, LAUNCH_IMAGE, alert.rare.get("launch_image"))
+        write_string(out, TITLE_LOC_KEY, alert.rare.get("title_loc_key"))
+        write_strings(out, TITLE_LOC_ARGS, alert.rare.get("title_loc_args"))
+        write_string(out, SUBTITLE_LOC_KEY, alert.rare.get("subtitle_loc_key"))
+        write_strings(out, SUBTITLE_LOC_ARGS, alert.rare.get("subtitle_loc_args"))
+        write_string(out, LOC_KEY, alert.rare.get("loc_key"))
+        write_strings(out, LOC_ARGS, alert.rare.get("loc_args"))
+        write_string(out, ACTION_LOC_KEY, alert.rare.get("action_loc_key"))
+        write_string(out, SUMMARY_ARG, alert.rare.get("summary_arg"))
+        write_integer(out, SUMMARY_ARG_COUNT, alert.rare.get("summary_arg_count", -1))
     return close(out, c'}')
 
 
@@ -425,9 +589,8 @@ cdef int write_sound(Buffer *out, Sound sound, bytes volume) except -1:
     write_literal(out, b'"sound":{')
     if sound.critical:
         write_literal(out, b'"critical":1,')
-    write_string(out, b'"name":', sound.name)
-    if volume is not None:
-        write_octets(out, b'"volume":', PyBytes_AS_STRING(volume), PyBytes_GET_SIZE(volume))
+    write_string(out, NAME, sound.name)
+    write_number(out, VOLUME, volume)
     return close(out, c'}')
 
 
@@ -436,30 +599,29 @@ cdef int write_payload(Buffer *out, Payload payload, bytes relevance, bytes volu
     if type(payload.alert) is Alert:
         write_alert(out, <Alert>payload.alert)
     else:
-        write_string(out, b'"alert":', <str>payload.alert)
-    write_integer(out, b'"badge":', payload.badge)
+        write_string(out, ALERT, <str>payload.alert)
+    write_integer(out, BADGE, payload.badge_number)
     if type(payload.sound) is Sound:
         write_sound(out, <Sound>payload.sound, volume)
     else:
-        write_string(out, b'"sound":', <str>payload.sound)
-    write_string(out, b'"thread-id":', payload.thread_id)
-    write_string(out, b'"category":', payload.category)
+        write_string(out, SOUND, <str>payload.sound)
+    write_string(out, THREAD_ID, payload.thread_id)
+    write_string(out, CATEGORY, payload.category)
     if payload.content_available:
         write_literal(out, b'"content-available":1,')
     if payload.mutable_content:
         write_literal(out, b'"mutable-content":1,')
-    write_string(out, b'"target-content-id":', payload.target_content_id)
-    write_string(out, b'"interruption-level":', payload.interruption_level)
-    if relevance is not None:
-        write_octets(out, b'"relevance-score":', PyBytes_AS_STRING(relevance), PyBytes_GET_SIZE(relevance))
-    write_string(out, b'"filter-criteria":', payload.filter_criteria)
+    write_string(out, TARGET_CONTENT_ID, payload.target_content_id)
+    write_string(out, INTERRUPTION_LEVEL, payload.interruption_level)
+    write_number(out, RELEVANCE_SCORE, relevance)
+    write_string(out, FILTER_CRITERIA, payload.filter_criteria)
     if payload.content_changed:
         write_literal(out, b'"content-changed":true,')
-    write_strings(out, b'"url-args":', payload.url_args)
+    write_strings(out, URL_ARGS, payload.url_args)
     close(out, c'}')
     if payload.data_json is not None and PyBytes_GET_SIZE(payload.data_json) > 2:
         # Without its own braces: the opening one is written, the closing one comes from `close`.
-        write_octets(out, b'', PyBytes_AS_STRING(payload.data_json) + 1, PyBytes_GET_SIZE(payload.data_json) - 2)
+        write_octets(out, PyBytes_AS_STRING(payload.data_json) + 1, PyBytes_GET_SIZE(payload.data_json) - 2)
     close(out, c'}')
     out.length -= 1             # no comma after the last
     return 0
@@ -505,23 +667,65 @@ cdef class Alert:
         self.title = text("title", title)
         self.subtitle = text("subtitle", subtitle)
         self.body = text("body", body)
-        self.has_rare = (
+        if (
             launch_image is not None or title_loc_key is not None or title_loc_args is not None
             or subtitle_loc_key is not None or subtitle_loc_args is not None
             or loc_key is not None or loc_args is not None or action_loc_key is not None
             or summary_arg is not None or summary_arg_count is not None
-        )
-        if self.has_rare:
-            self.launch_image = text("launch_image", launch_image)
-            self.title_loc_key = text("title_loc_key", title_loc_key)
-            self.title_loc_args = texts("title_loc_args", title_loc_args)
-            self.subtitle_loc_key = text("subtitle_loc_key", subtitle_loc_key)
-            self.subtitle_loc_args = texts("subtitle_loc_args", subtitle_loc_args)
-            self.loc_key = text("loc_key", loc_key)
-            self.loc_args = texts("loc_args", loc_args)
-            self.action_loc_key = text("action_loc_key", action_loc_key)
-            self.summary_arg = text("summary_arg", summary_arg)
-            self.summary_arg_count = whole_number("summary_arg_count", summary_arg_count, MAX_BADGE)
+        ):
+            self.rare = {
+                "launch_image": text("launch_image", launch_image),
+                "title_loc_key": text("title_loc_key", title_loc_key),
+                "title_loc_args": texts("title_loc_args", title_loc_args),
+                "subtitle_loc_key": text("subtitle_loc_key", subtitle_loc_key),
+                "subtitle_loc_args": texts("subtitle_loc_args", subtitle_loc_args),
+                "loc_key": text("loc_key", loc_key),
+                "loc_args": texts("loc_args", loc_args),
+                "action_loc_key": text("action_loc_key", action_loc_key),
+                "summary_arg": text("summary_arg", summary_arg),
+            }
+            if summary_arg_count is not None:
+                self.rare["summary_arg_count"] = whole_number("summary_arg_count", summary_arg_count)
+
+    @property
+    def launch_image(self):
+        return None if self.rare is None else self.rare.get("launch_image")
+
+    @property
+    def title_loc_key(self):
+        return None if self.rare is None else self.rare.get("title_loc_key")
+
+    @property
+    def title_loc_args(self):
+        return None if self.rare is None else self.rare.get("title_loc_args")
+
+    @property
+    def subtitle_loc_key(self):
+        return None if self.rare is None else self.rare.get("subtitle_loc_key")
+
+    @property
+    def subtitle_loc_args(self):
+        return None if self.rare is None else self.rare.get("subtitle_loc_args")
+
+    @property
+    def loc_key(self):
+        return None if self.rare is None else self.rare.get("loc_key")
+
+    @property
+    def loc_args(self):
+        return None if self.rare is None else self.rare.get("loc_args")
+
+    @property
+    def action_loc_key(self):
+        return None if self.rare is None else self.rare.get("action_loc_key")
+
+    @property
+    def summary_arg(self):
+        return None if self.rare is None else self.rare.get("summary_arg")
+
+    @property
+    def summary_arg_count(self):
+        return None if self.rare is None else self.rare.get("summary_arg_count")
 
     def __eq__(self, other):
         if type(other) is not Alert:
@@ -563,7 +767,7 @@ cdef class Sound:
     def __cinit__(self, object name="default", *, object critical=False, object volume=None):
         self.name = text_of("name", name)
         self.critical = flag("critical", critical)
-        self.volume = fraction("volume", volume)
+        self.volume = None if volume is None else fraction("volume", volume)
 
     def __eq__(self, other):
         if type(other) is not Sound:
@@ -637,8 +841,7 @@ cdef class Payload:
             self.sound = text("sound", sound)
         else:
             raise invalid("sound", f"must be a str or a Sound; this is {type(sound).__name__}")
-        if badge is not None:
-            self.badge = whole_number("badge", badge, MAX_BADGE)
+        self.badge_number = whole_number("badge", badge)
         self.thread_id = text("thread_id", thread_id)
         self.category = text("category", category)
         self.content_available = flag("content_available", content_available)
@@ -646,8 +849,7 @@ cdef class Payload:
         self.target_content_id = text("target_content_id", target_content_id)
         if interruption_level is not None:
             self.interruption_level = interruption(interruption_level)
-        if relevance_score is not None:
-            self.relevance_score = fraction("relevance_score", relevance_score)
+        self.relevance = fraction("relevance_score", relevance_score)
         self.filter_criteria = text("filter_criteria", filter_criteria)
         self.content_changed = flag("content_changed", content_changed)
         if url_args is not None:
@@ -685,22 +887,29 @@ cdef class Payload:
         return payload
 
     @property
+    def badge(self):
+        return None if self.badge_number == -1 else self.badge_number
+
+    @property
+    def relevance_score(self):
+        return None if self.relevance == -1.0 else self.relevance
+
+    @property
     def data(self):
         """The custom keys, as a new dict each time; None where there are none, and for raw JSON."""
         return None if self.data_json is None else loads(self.data_json)
 
     cdef bytes to_json(self):
-        cdef bytes relevance, volume
+        cdef bytes relevance, volume = None
         cdef bytes encoded = self.encoded
         if encoded is None:
             # orjson is called before the shared buffer is in use.
-            relevance = float_json(self.relevance_score)
-            volume = float_json((<Sound>self.sound).volume) if type(self.sound) is Sound else None
+            relevance = float_json(self.relevance)
+            if type(self.sound) is Sound and (<Sound>self.sound).volume is not None:
+                volume = float_json((<Sound>self.sound).volume)
             scratch.length = 0
             write_payload(&scratch, self, relevance, volume)
-            encoded = PyBytes_FromStringAndSize(<const char *>scratch.octets, scratch.length)
-            if scratch.capacity > KEPT_OCTETS:
-                buffer_free(&scratch)
+            encoded = taken()
             self.encoded = encoded
         return encoded
 

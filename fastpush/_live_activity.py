@@ -150,7 +150,7 @@ def _text(name: str, value: object) -> str | None:
     if not isinstance(value, str):
         raise invalid(name, f"must be a str; this is {type(value).__name__}")
     try:
-        return value.encode().decode()      # an exact str
+        return value.encode().decode()  # an exact str
     except UnicodeEncodeError:
         raise invalid(name, "holds a lone surrogate, which UTF-8 cannot express (RFC 3629 §3)") from None
 
@@ -160,7 +160,8 @@ def _instant(name: str, value: object, earliest: int = EARLIEST_INSTANT) -> int 
         return None
     seconds = unix_seconds(name, value)
     if not earliest <= seconds <= LATEST_INSTANT:
-        raise invalid(name, f"must be UNIX seconds from {earliest} to 2**53; this is out of range")
+        side = "below" if seconds < earliest else "above"
+        raise invalid(name, f"must be UNIX seconds from {earliest} to 2**53; this is {side}")
     return seconds
 
 
@@ -198,7 +199,7 @@ def _check_event(activity: LiveActivity) -> None:
     if event != "end" and activity.dismissal_date is not None:
         raise invalid("dismissal_date", f"is for the event 'end' only; this is '{event}'")
     if activity.sound is not None and activity.alert is None:
-        raise invalid("sound", "sounds with an alert only; give one")
+        raise invalid("sound", "is for an alert only; give one")
 
 
 def _alert_object(activity: LiveActivity) -> dict[str, object] | None:

@@ -12,10 +12,12 @@ from cpython.ref cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy
 
-from fastpush._encode cimport Payload
+from fastpush._encode cimport Payload, shown_number
 
 from datetime import datetime
 from uuid import UUID
+
+import orjson
 
 from fastpush._live_activity import LiveActivity, unix_seconds
 from fastpush.errors import FastpushError, InvalidNotification
@@ -26,6 +28,7 @@ cdef extern from "Python.h":
     Py_ssize_t PyUnicode_GET_LENGTH(object text) noexcept
     bint PyUnicode_CheckExact(object value) noexcept
     bint PyLong_CheckExact(object value) noexcept
+    long long PyLong_AsLongLongAndOverflow(object value, int *overflow) except? -1
     str PyUnicode_FromObject(object text)
     Py_ssize_t PyBytes_GET_SIZE(object octets) noexcept
     void PyObject_GC_UnTrack(void *value) noexcept
@@ -187,22 +190,26 @@ cdef int checked_priority(object value) except -1:
         return 5
     if value == 1:
         return 1
-    raise invalid("priority", "must be 10, 5, 1 or None; this is another int")
+    raise invalid("priority", f"must be 10, 5, 1 or None; this is {shown_number(value)}")
 
 
 cdef inline int64_t checked_expiration(object value) except -1:
-    cdef int64_t seconds
-    if isinstance(value, datetime) or isinstance(value, bool) or not isinstance(value, int):
+    cdef int overflow = 0
+    cdef long long seconds
+    if not PyLong_CheckExact(value):
         value = unix_seconds("expiration", value)
-    if value > LATEST_EXPIRATION or value < 0:
-        raise invalid("expiration", f"must be from 0 to 2**53 seconds since 1970; this is {'below' if value < 0 else 'above'}")
-    seconds = value
-    if 0 < seconds < EARLIEST:
+    seconds = PyLong_AsLongLongAndOverflow(value, &overflow)
+    if EARLIEST <= seconds <= LATEST or seconds == 0:
+        return seconds
+    if not overflow and 0 < seconds < EARLIEST:
         raise invalid(
             "expiration",
-            f"is {seconds}, which looks like a duration; it is an instant in UNIX seconds: add time.time()",
+            f"is {seconds}, which looks like a duration; an instant in UNIX seconds is needed",
         )
-    return seconds
+    raise invalid(
+        "expiration",
+        "must be from 0 to 2**53 UNIX seconds; this is " + ("below" if value < 0 else "above"),
+    )
 
 
 cdef inline str checked_collapse_id(object value):
@@ -283,12 +290,14 @@ cdef int check_push_type_rules(Notification notification) except -1:
         return 0
     if payload is None:
         if push_type != "liveactivity":
-            raise invalid("push_type", f"{push_type!r} cannot carry a LiveActivity; say push_type='liveactivity'")
+            raise invalid(
+                "push_type", f"{push_type!r} cannot carry a LiveActivity; it needs push_type='liveactivity'"
+            )
     elif not payload.is_raw:
         if push_type == "liveactivity":
             raise invalid("payload", "must be a LiveActivity or Payload.raw for the push type 'liveactivity'")
         if push_type == "mdm":
-            raise invalid("payload", "for the push type 'mdm' has no aps; use Payload.raw(b'{\"mdm\":\"…\"}')")
+            raise invalid("payload", "has no aps for the push type 'mdm'; use Payload.raw(b'{\"mdm\":\"…\"}')")
         if push_type in ("widgets", "controls") and not payload.content_changed:
             raise invalid("content_changed", f"must be True for the push type {push_type!r}")
         if push_type == "background":
@@ -297,8 +306,8 @@ cdef int check_push_type_rules(Notification notification) except -1:
                     raise invalid(name, "must be left out for the push type 'background'")
             if not payload.content_available:
                 raise invalid("content_available", "must be True for the push type 'background'")
-    elif push_type == "mdm" and b'"mdm"' not in notification.body:
-        raise invalid("payload", "for the push type 'mdm' must be one object with the key 'mdm'")
+    elif push_type == "mdm" and "mdm" not in orjson.loads(notification.body):
+        raise invalid("payload", "must hold the key 'mdm' for the push type 'mdm'")
     if push_type == "background" and notification.priority_code != 5:
         raise invalid(
             "priority", f"must be 5 or None for the push type 'background'; this is {notification.priority_code}"
