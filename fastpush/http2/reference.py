@@ -136,6 +136,7 @@ class ReferenceEngine:
                 header_encoding=None,
                 validate_inbound_headers=False,  # by `_check_fields`, so that one stream fails alone
                 normalize_inbound_headers=False,
+                normalize_outbound_headers=False,  # it would keep `authorization` out of the table
             )
         )
         codes = h2.settings.SettingCodes
@@ -151,6 +152,8 @@ class ReferenceEngine:
         self._h2.max_inbound_frame_size = limits.frame_octets
         self._h2.decoder.max_header_list_size = limits.header_list_octets
         self._h2.decoder.max_allowed_table_size = limits.decoder_table_octets
+        if limits.encoder_table_octets < self._h2.encoder.header_table_size:
+            self._h2.encoder.header_table_size = limits.encoder_table_octets
 
         self._incoming = bytearray()
         self._outgoing = bytearray()
@@ -367,7 +370,8 @@ class ReferenceEngine:
             return  # an unknown type is ignored (§5.5); h2 reads more types than HTTP/2 itself has
         if kind == PUSH_PROMISE:
             raise _ConnectionError(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE, though push is off (§8.4)")
-        if kind in (GOAWAY, WINDOW_UPDATE) and payload:  # their reserved bit (§6.8, §6.9) is none to hyperframe
+        if kind in (GOAWAY, WINDOW_UPDATE) and payload:
+            # Clear the reserved bit (§6.8, §6.9): hyperframe takes it for a part of the number.
             payload = bytes([payload[0] & 0x7F]) + payload[1:]
             frame = frame[: FRAME_HEADER.size] + payload
         self._check_empty(kind, flags, payload)
@@ -404,9 +408,10 @@ class ReferenceEngine:
             self._put_state_back()
             if isinstance(error.__cause__, HPACKError):
                 raise _ConnectionError(ErrorCode.COMPRESSION_ERROR, str(error)) from error
-            # Without a cause it is no parser's error: the frame was read, its message is wrong.
+            # Outside of a block and without a cause the frames were read, and the message is wrong.
             malformed = (h2.exceptions.ProtocolError, h2.exceptions.InvalidBodyLengthError)
-            if type(error) not in malformed or error.__cause__ or stream_id not in self._streams:
+            in_block = self._block_stream_id or error.__cause__
+            if type(error) not in malformed or in_block or stream_id not in self._streams:
                 code = getattr(error, "error_code", ErrorCode.PROTOCOL_ERROR)
                 raise _ConnectionError(code, str(error)) from error
             self._stream_error(stream_id, ErrorCode.PROTOCOL_ERROR, str(error))

@@ -166,7 +166,9 @@ class Story:
         for _ in range(count):
             number = len(self.requests)
             path = b"%064x" % (0xA1B2 << 200 | number)
-            given = values or (b"%08x-1111-4111-8111-111111111111" % number, b"1700000000", None)
+            given = values
+            if given is None:
+                given = (b"%08x-1111-4111-8111-111111111111" % number, b"1700000000", None)
             tag = f"push {number}"
             stream_id = self.send_request(path, given, body, tag)
             stream_ids.append(stream_id)
