@@ -407,7 +407,8 @@ class ReferenceEngine:
             self._h2.clear_outbound_data_buffer()  # its GOAWAY; ours names what we decided
             self._put_state_back()
             if isinstance(error.__cause__, HPACKError):
-                raise _ConnectionError(ErrorCode.COMPRESSION_ERROR, str(error)) from error
+                reason = f"header compression: {type(error.__cause__).__name__}"
+                raise _ConnectionError(ErrorCode.COMPRESSION_ERROR, reason) from error
             # Outside of a block and without a cause the frames were read, and the message is wrong.
             malformed = (h2.exceptions.ProtocolError, h2.exceptions.InvalidBodyLengthError)
             in_block = self._block_stream_id or error.__cause__
