@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     PublicFormat,
@@ -231,12 +231,7 @@ def _from_pkcs12(
         try:
             bundle = pkcs12.load_pkcs12(data, attempt)  # type: ignore[arg-type]
             break
-        except UnsupportedAlgorithm as error:
-            raise InvalidCredential(
-                f"{source}: the PKCS#12 file is encrypted in a way that this OpenSSL does not know; "
-                "export it again from a current system"
-            ) from error
-        except ValueError as error:
+        except (ValueError, UnsupportedAlgorithm) as error:
             reason = error
     if bundle is None:
         raise InvalidCredential(
@@ -400,6 +395,4 @@ def _describe_key(key: object) -> str:
         return f"a private key on the curve {key.curve.name}"
     if isinstance(key, rsa.RSAPrivateKey):
         return f"an RSA private key of {key.key_size} bits"
-    if isinstance(key, dsa.DSAPrivateKey):
-        return f"a DSA private key of {key.key_size} bits"
     return f"a private key of the kind {type(key).__name__.lstrip('_').removesuffix('PrivateKey')}"

@@ -19,6 +19,9 @@ __all__ = ["client_context", "load_identity", "trust_fingerprint"]
 
 MAX_CA_FILE_OCTETS = 8_388_608
 
+MEMORY_FILES = hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd")
+"""Whether there are files in memory that have a name: on Linux, unless in a chroot without /proc."""
+
 _CERTIFICATE = re.compile(rb"-----BEGIN ((?:X509 )?CERTIFICATE)-----.*?-----END \1-----", re.DOTALL)
 
 
@@ -81,7 +84,7 @@ def _stamp(path: str | os.PathLike[str]) -> tuple[int, ...] | None:
 
 
 def load_identity(
-    context: ssl.SSLContext, identity: Identity, source: str, *, in_memory: bool = hasattr(os, "memfd_create")
+    context: ssl.SSLContext, identity: Identity, source: str, *, in_memory: bool = MEMORY_FILES
 ) -> None:
     """Give a context its client certificate.
 
@@ -113,11 +116,9 @@ def load_identity(
 def _file_with(content: bytes, in_memory: bool) -> Iterator[str]:
     if in_memory:
         with open(os.memfd_create("fastpush", os.MFD_CLOEXEC), "wb", buffering=0) as file:
-            path = f"/proc/self/fd/{file.fileno()}"
-            if os.path.exists(path):  # not in a chroot without /proc
-                file.write(content)
-                yield path
-                return
+            file.write(content)
+            yield f"/proc/self/fd/{file.fileno()}"
+        return
     descriptor, path = tempfile.mkstemp(prefix="fastpush-")  # mode 0600
     try:
         with open(descriptor, "wb") as file:

@@ -71,6 +71,13 @@ def test_each_field_of_a_provider_certificate_can_be_left_out_or_chosen(authorit
     assert not certificate.subject.get_attributes_for_oid(NameOID.USER_ID)
 
 
+def test_topics_can_name_their_kinds(authority):
+    issued = authority.issue_provider_certificate("a.b", topics={"a.b": ("app", "voip"), "a.b.x": ()})
+    assert extension(issued.certificate_pem, "1.2.840.113635.100.6.3.6") == (
+        b"\x30\x1b\x0c\x03a.b\x30\x0b\x0c\x03app\x0c\x04voip\x0c\x05a.b.x\x30\x00"
+    )
+
+
 def test_an_unknown_environment_is_refused(authority):
     with pytest.raises(ValueError, match="environment must be"):
         authority.issue_provider_certificate("com.example.app", environments=("prod",))

@@ -13,6 +13,7 @@ import logging
 import os
 import pickle
 import re
+import resource
 import ssl
 import subprocess
 import sys
@@ -41,6 +42,7 @@ from hypothesis import strategies as st
 
 from fastpush import _tls_context
 from fastpush._apple_certificate import elements, topics_in
+from fastpush._token_file import shared_token
 from fastpush.credentials import (
     MAX_CLOCK_OFFSET,
     Credential,
@@ -255,23 +257,29 @@ def other_key(authority):
 @pytest.mark.parametrize(
     "tamper",
     [
-        pytest.param(lambda token, authority: b"", id="empty"),
-        pytest.param(lambda token, authority: token[:-1], id="cut short"),
-        pytest.param(lambda token, authority: token + b"\r\nevil: 1", id="further header"),
-        pytest.param(lambda token, authority: token[:-86] + b"A" * 86, id="no signature"),
-        pytest.param(lambda token, authority: token[:-86] + b"\xff" * 86, id="not base64"),
-        pytest.param(lambda token, authority: token[:-1] + bytes((token[-1] + 1,)), id="another spelling"),
-        pytest.param(lambda token, authority: other_key(authority), id="another key"),
-        pytest.param(lambda token, authority: b"x" * 100_000, id="huge"),
+        pytest.param(lambda token, authority, issued: b"", id="empty"),
+        pytest.param(lambda token, authority, issued: token[:-1], id="cut short"),
+        pytest.param(lambda token, authority, issued: token + b"\r\nevil: 1", id="further header"),
+        pytest.param(lambda token, authority, issued: token[:-86] + b"A" * 86, id="no signature"),
+        pytest.param(lambda token, authority, issued: token[:-86] + b"\xff" * 86, id="not base64"),
+        pytest.param(
+            lambda token, authority, issued: token[:-1] + bytes((token[-1] + 1,)), id="another spelling"
+        ),
+        pytest.param(lambda token, authority, issued: other_key(authority), id="another key"),
+        pytest.param(lambda token, authority, issued: b"x" * 100_000, id="huge"),
+        pytest.param(
+            lambda token, authority, issued: load(issued).provider_token(NOON - 3_600), id="another slot"
+        ),
     ],
 )
 def test_a_tampered_file_is_never_sent_and_is_replaced(issued, authority, token_dir, tamper):
     options = {"deterministic": False, "token_cache_dir": token_dir}
     token = load(issued, **options).provider_token(NOON)
     (path,) = token_dir.glob("*.jwt")
-    path.write_bytes(tamper(token, authority))
+    tampered = tamper(token, authority, issued)
+    path.write_bytes(tampered)
     fresh = load(issued, **options).provider_token(NOON)
-    assert fresh != token
+    assert fresh not in (token, tampered)
     verify(fresh, issued.public_key)
     assert path.read_bytes() == fresh
     assert load(issued, **options).provider_token(NOON) == fresh
@@ -363,6 +371,56 @@ def test_it_says_whether_it_signs_deterministically(issued):
     assert load(issued, deterministic=False).deterministic is False
 
 
+def test_without_openssl_3_2_tokens_are_shared_by_file(issued, token_dir, monkeypatch):
+    backend = "cryptography.hazmat.backends.openssl.backend.ecdsa_deterministic_supported"
+    monkeypatch.setattr(backend, lambda: False)
+    keys = [load(issued, token_cache_dir=token_dir) for _ in range(2)]
+    assert [key.deterministic for key in keys] == [False, False]
+    first, second = (key.provider_token(NOON) for key in keys)
+    assert first == second
+    verify(first, issued.public_key)
+    assert re.fullmatch(
+        r"signing key: cryptography [\d.]+ cannot sign deterministically here; that needs OpenSSL 3\.2 or "
+        "later, not in FIPS mode",
+        refusal(load, issued, deterministic=True),
+    )
+
+
+def test_whoever_waited_for_the_lock_uses_what_the_other_wrote(token_dir):
+    token_dir.mkdir(parents=True, mode=0o700)
+    path = token_dir / "name.1800.jwt"
+    path.write_bytes(b"no token")
+
+    def is_ours(token):
+        if token == b"no token":
+            path.write_bytes(b"the other's")  # who had the lock meanwhile
+        return token == b"the other's"
+
+    assert shared_token(token_dir, "name", 1_800, pytest.fail, is_ours) == b"the other's"
+
+
+def test_a_full_disk_leaves_nothing_behind(issued, token_dir, caplog):
+    key = load(issued, deterministic=False, token_cache_dir=token_dir)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        token = key.provider_token(NOON)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    verify(token, issued.public_key)
+    assert [file.suffix for file in token_dir.iterdir()] == [".lock"]
+    assert "File too large" in caplog.text
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_the_directory_of_another_user_is_not_used(issued, token_dir, caplog):
+    token_dir.mkdir(parents=True, mode=0o700)
+    os.chown(token_dir, 65_534, 65_534)
+    load(issued, deterministic=False, token_cache_dir=token_dir).provider_token(NOON)
+    assert "belongs to another user" in caplog.text
+    assert not list(token_dir.iterdir())
+
+
 # ---------------------------------------------------------------------------------------------
 # The clock
 
@@ -398,6 +456,20 @@ def test_a_clock_that_is_behind_follows_the_servers(issued, caplog):
     assert key.authorization(clocks.now) == (iat, value)
     clocks.true += 900
     assert key.authorization(clocks.now)[0] == NOON + 1_800
+
+
+def test_followed_slots_change_when_the_servers_do(issued):
+    """Our clock lags by more than a slot, so that it reads a time in the slot that has just ended."""
+    clocks = Clocks(error=-2_000)
+    key = load(issued, monotonic=clocks.monotonic)
+    key.authorization(clocks.now)
+    key.follow_clock(clocks.true, clocks.now)
+    assert key.authorization(clocks.now)[0] == NOON
+    clocks.true += 1_800
+    assert key.authorization(clocks.now)[0] == NOON + 1_800
+    clocks.true += 1_500
+    assert clocks.now > NOON + 1_800
+    assert key.authorization(clocks.now)[0] == NOON + 3_600
 
 
 def test_when_somebody_sets_the_clock_right_slots_go_by_it_again(issued):
@@ -1027,6 +1099,32 @@ def test_what_is_no_provider_certificate_is_named(authority, issued, content, op
     message = refusal(ProviderCertificate.from_bytes, content(Files), **options)
     assert message.startswith("provider certificate: ")
     assert found in message
+
+
+def changed(certificate_pem, old, new, times=-1):
+    """Change octets of a certificate; its signature is then wrong, which only a server looks at."""
+    octets = x509.load_pem_x509_certificate(certificate_pem).public_bytes(Encoding.DER)
+    assert old in octets
+    body = base64.encodebytes(octets.replace(old, new, times))
+    return b"-----BEGIN CERTIFICATE-----\n" + body + b"-----END CERTIFICATE-----\n"
+
+
+def test_a_certificate_with_a_key_of_an_unknown_kind_is_passed_over(universal):
+    other = changed(
+        universal.certificate_pem, bytes.fromhex("06072a8648ce3d0201"), bytes.fromhex("06072a8648ce3d027f")
+    )
+    certificate = ProviderCertificate.from_bytes(other + universal.certificate_pem + universal.key_pem)
+    assert certificate == load_pair(universal)
+    assert "does not belong to" in refusal(ProviderCertificate.from_bytes, other + universal.key_pem)
+
+
+def test_a_subject_that_is_not_text_is_refused(universal, authority):
+    damaged = changed(universal.certificate_pem, b"com.example.app", b"com.example\xff\xfe\xff\xfe")
+    message = refusal(ProviderCertificate.from_bytes, damaged + universal.key_pem)
+    assert message == "provider certificate: the certificate's subject or extensions are damaged"
+    other = authority.issue_provider_certificate("com.example.app")
+    message = refusal(ProviderCertificate.from_bytes, damaged + other.key_pem)
+    assert "does not belong to the certificate with an unreadable subject" in message
 
 
 @pytest.mark.parametrize(
