@@ -28,9 +28,9 @@ cdef class Template:
     cdef bytes after
     cdef tuple variable
     cdef int variable_count
-    cdef Py_ssize_t list_octets         # of the constant fields and of `:path` without its end, RFC 9113 §6.5.2
+    cdef Py_ssize_t list_octets         # of constant fields and of `:path` without its end, §6.5.2
     cdef Py_ssize_t name_lengths[MAX_VARIABLE_FIELDS]
-    # Their octets in a header block, good while the encoder's generation is `generation` and `cached` is true.
+    # Their octets in a header block, good where `cached`, while the encoder's generation is `generation`.
     cdef bint cached
     cdef uint32_t generation
     cdef Buffer head                    # the fields of `before`, and the name of `:path`
@@ -60,7 +60,7 @@ cdef struct Stream:
     int32_t next                # in its bucket or among the free ones; -1 ends the chain
     int32_t queue_next          # among the streams with DATA waiting; -1 ends the queue
     int32_t queue_previous
-    int64_t granted             # WINDOW_UPDATE less DATA; with the peer's INITIAL_WINDOW_SIZE it is the window
+    int64_t granted             # WINDOW_UPDATE less DATA; the peer's INITIAL_WINDOW_SIZE is added to it
     PyObject *body              # owned; NULL when all of it has left
     Py_ssize_t body_sent
     PyObject *packed            # owned; the response's regular fields, NULL before there is a final status
@@ -139,7 +139,7 @@ cdef class CompiledEngine:
     cdef int64_t queued_control
     cdef int64_t empty_frames
 
-    # The open streams: records, a hash table of chains over them, and their tags where the collector sees them.
+    # The open streams: records, a hash table of chains over them, and tags where the collector sees them.
     cdef Stream *streams
     cdef int32_t capacity
     cdef int32_t free

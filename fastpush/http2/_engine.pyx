@@ -108,8 +108,7 @@ for _octet in range(256):
 cdef inline bint has_forbidden_octet(const uint8_t *at, Py_ssize_t length) noexcept nogil:
     """True for NUL, CR or LF in a field value (RFC 9113 §8.2.1).
 
-    Eight octets at a time look for anything below 14, and only then one by one: an apns-id takes 3 ns
-    instead of 20 (`benchmarks` has no case of its own for it; measured with tests/campaigns/engine_speed.py).
+    Eight octets at a time look for anything below 14, and only then one by one.
     """
     cdef uint64_t word
     cdef Py_ssize_t place = 0, end
@@ -131,7 +130,9 @@ cdef inline bint is_space(uint8_t octet) noexcept nogil:
     return octet == 0x20 or octet == 0x09
 
 
-cdef inline bint same(const uint8_t *at, Py_ssize_t length, const char *name, Py_ssize_t name_length) noexcept nogil:
+cdef inline bint same(
+    const uint8_t *at, Py_ssize_t length, const char *name, Py_ssize_t name_length
+) noexcept nogil:
     return length == name_length and memcmp(at, name, <size_t>length) == 0
 
 
@@ -422,7 +423,8 @@ cdef inline Reset *find_reset(CompiledEngine engine, int64_t stream_id) noexcept
 # Writing frames.
 
 cdef int write_frame(
-    CompiledEngine engine, uint8_t kind, uint8_t flags, int64_t stream_id, const void *payload, Py_ssize_t length
+    CompiledEngine engine, uint8_t kind, uint8_t flags, int64_t stream_id,
+    const void *payload, Py_ssize_t length,
 ) except -1:
     cdef uint8_t *at
     buffer_reserve(&engine.out, FRAME_HEADER_OCTETS + length)
@@ -526,17 +528,29 @@ cdef int count_control(CompiledEngine engine) except -1:
     """Count a frame that the peer made us queue; too many of them end the connection (RFC 9113 §10.5)."""
     engine.queued_control += 1
     if engine.queued_control > engine.max_queued_control:
-        end_connection(engine, ENHANCE_YOUR_CALM, f"over {engine.max_queued_control} control frames wait to be sent")
+        end_connection(
+            engine, ENHANCE_YOUR_CALM, f"over {engine.max_queued_control} control frames wait to be sent"
+        )
     return 0
 
 
 # Writing a request.
 
-cdef int write_fields(Encoder encoder, Buffer *out, bytes packed, Indexing indexing) except -1:
-    cdef Py_ssize_t place = 0
+cdef int write_fields(Encoder encoder, Buffer *out, bytes packed, Py_ssize_t *budget) except -1:
+    """Write constant fields, indexed as long as one template's fields fit into the table together.
+
+    Those that do not would push each other out with every request. What is larger than the whole table
+    the encoder leaves out of it by itself.
+    """
+    cdef Py_ssize_t size, place = 0
     cdef int32_t lengths[2]
     cdef const uint8_t *name
+    cdef Indexing indexing
     while next_field(packed, &place, lengths, &name):
+        size = FIELD_OVERHEAD + lengths[0] + lengths[1]
+        indexing = PLAIN if budget[0] < size <= encoder.table.limit else INDEX
+        if size <= budget[0]:
+            budget[0] -= size
         encoder.write(out, name, lengths[0], name + lengths[0], lengths[1], indexing)
     return 0
 
@@ -579,8 +593,8 @@ cdef inline uint8_t *put_values(uint8_t *at, Template template, const Octets *va
 
 
 cdef int write_block(
-    CompiledEngine engine, Template template, const uint8_t *path, Py_ssize_t path_length, const Octets *values,
-    Py_ssize_t list_octets,
+    CompiledEngine engine, Template template, const uint8_t *path, Py_ssize_t path_length,
+    const Octets *values, Py_ssize_t list_octets,
 ) except -1:
     """Write a header block through the encoder, and keep its constant octets if the table stayed as it was.
 
@@ -589,20 +603,19 @@ cdef int write_block(
     cdef Buffer *out = &engine.out
     cdef Encoder encoder = engine.encoder
     cdef Py_ssize_t head, head_end, tail
+    cdef Py_ssize_t budget = encoder.table.limit
     cdef uint32_t generation
-    # Fields that do not fit into the table together would push each other out with every request.
-    cdef Indexing indexing = INDEX if template.list_octets <= encoder.table.limit else PLAIN
     template.cached = False
     encoder.begin(out)
     generation = encoder.generation
     head = out.length
-    write_fields(encoder, out, template.before, indexing)
+    write_fields(encoder, out, template.before, &budget)
     encoder.write_name(out, <const uint8_t *>b":path", 5, True)
     head_end = out.length
     buffer_reserve(out, list_octets)
     out.length = put_path(out.octets + out.length, template, path, path_length) - out.octets
     tail = out.length
-    write_fields(encoder, out, template.after, indexing)
+    write_fields(encoder, out, template.after, &budget)
     write_names(encoder, template)
     if encoder.generation == generation:
         template.head.length = template.tail.length = 0
@@ -710,7 +723,8 @@ cdef int read_fields(CompiledEngine engine) except -1:
             if not good:
                 fault = max(fault, <int>FAULT_NAME)
             if value_length and (
-                is_space(value[0]) or is_space(value[value_length - 1]) or has_forbidden_octet(value, value_length)
+                is_space(value[0]) or is_space(value[value_length - 1])
+                or has_forbidden_octet(value, value_length)
             ):
                 fault = max(fault, <int>FAULT_VALUE)
             if is_connection_specific(name, name_length, value, value_length):
@@ -772,6 +786,7 @@ cdef int take_block(
     """Take a whole header block: response, interim response or trailers (RFC 9113 §8.1)."""
     cdef int32_t index
     cdef Stream *stream
+    cdef str fault
     read_block(engine, block, length)
     index = find_stream(engine, stream_id)
     if index < 0:
@@ -779,23 +794,21 @@ cdef int take_block(
     stream = &engine.streams[index]
     if stream.status:
         if engine.block_fault or engine.block_pseudo:
-            return reset_with_error(
-                engine, index, PROTOCOL_ERROR, f"malformed trailers: {FAULTS[engine.block_fault or FAULT_PSEUDO]}"
-            )
+            fault = FAULTS[engine.block_fault or FAULT_PSEUDO]
+            return reset_with_error(engine, index, PROTOCOL_ERROR, f"malformed trailers: {fault}")
         if not flags & FLAG_END_STREAM:
             return reset_with_error(engine, index, PROTOCOL_ERROR, "a second header block without END_STREAM")
         return complete_response(engine, index)
     if engine.block_status == 0:
         if engine.block_fault == FAULT_LIST:
             return reset_with_error(engine, index, ENHANCE_YOUR_CALM, "header list too large")
-        return reset_with_error(
-            engine, index, PROTOCOL_ERROR,
-            f"malformed response: {FAULTS[engine.block_fault if engine.block_fault >= FAULT_NAME else FAULT_STATUS]}",
-        )
+        fault = FAULTS[engine.block_fault if engine.block_fault >= FAULT_NAME else FAULT_STATUS]
+        return reset_with_error(engine, index, PROTOCOL_ERROR, f"malformed response: {fault}")
     if engine.block_status < 200:
         if flags & FLAG_END_STREAM or engine.block_status == 101:
             return reset_with_error(
-                engine, index, PROTOCOL_ERROR, f"malformed response: {engine.block_status} cannot be the last one"
+                engine, index, PROTOCOL_ERROR,
+                f"malformed response: {engine.block_status} cannot be the last one",
             )
         stream.interim += 1
         if stream.interim > engine.max_interim:
@@ -872,12 +885,15 @@ cdef int take_headers(
     return 0
 
 
-cdef int take_continuation(CompiledEngine engine, uint8_t flags, const uint8_t *payload, Py_ssize_t size) except -1:
+cdef int take_continuation(
+    CompiledEngine engine, uint8_t flags, const uint8_t *payload, Py_ssize_t size
+) except -1:
     cdef int64_t stream_id = engine.block_stream
     engine.continuations += 1
     if engine.continuations > engine.max_continuations:
         return end_connection(
-            engine, ENHANCE_YOUR_CALM, f"over {engine.max_continuations} CONTINUATION frames to one header block"
+            engine, ENHANCE_YOUR_CALM,
+            f"over {engine.max_continuations} CONTINUATION frames to one header block",
         )
     if size == 0 and not flags & FLAG_END_HEADERS:
         count_empty(engine)
@@ -957,7 +973,9 @@ cdef int take_data(
     return 0
 
 
-cdef int take_rst_stream(CompiledEngine engine, int64_t stream_id, const uint8_t *payload, Py_ssize_t size) except -1:
+cdef int take_rst_stream(
+    CompiledEngine engine, int64_t stream_id, const uint8_t *payload, Py_ssize_t size
+) except -1:
     cdef uint32_t error_code
     cdef int32_t index
     cdef Reset *reset
@@ -1072,12 +1090,16 @@ cdef int take_ping(
         return 0
     engine.pings_seen += 1
     if engine.pings_seen > engine.pings_per_second:
-        return end_connection(engine, ENHANCE_YOUR_CALM, f"over {engine.pings_per_second} PING frames in a second")
+        return end_connection(
+            engine, ENHANCE_YOUR_CALM, f"over {engine.pings_per_second} PING frames in a second"
+        )
     write_frame(engine, FRAME_PING, FLAG_ACK, 0, payload, 8)
     return count_control(engine)
 
 
-cdef int take_goaway(CompiledEngine engine, int64_t stream_id, const uint8_t *payload, Py_ssize_t size) except -1:
+cdef int take_goaway(
+    CompiledEngine engine, int64_t stream_id, const uint8_t *payload, Py_ssize_t size
+) except -1:
     cdef int64_t last_stream_id
     cdef uint32_t error_code
     cdef bytes debug_data
@@ -1114,7 +1136,7 @@ cdef int take_window_update(
         if increment == 0:
             return protocol_error(engine, "WINDOW_UPDATE of 0 for the connection")
         if engine.window + increment > MAX_WINDOW:
-            return end_connection(engine, FLOW_CONTROL_ERROR, "WINDOW_UPDATE overflows the connection's window")
+            return end_connection(engine, FLOW_CONTROL_ERROR, "WINDOW_UPDATE overflows its window")
         used_up = engine.window <= 0
         engine.window += increment
         # Where the window was open before, nothing waits for it.
@@ -1128,7 +1150,7 @@ cdef int take_window_update(
         return reset_with_error(engine, index, PROTOCOL_ERROR, "WINDOW_UPDATE of 0")
     stream = &engine.streams[index]
     if engine.initial_window + stream.granted + increment > MAX_WINDOW:
-        return reset_with_error(engine, index, FLOW_CONTROL_ERROR, "WINDOW_UPDATE overflows the stream's window")
+        return reset_with_error(engine, index, FLOW_CONTROL_ERROR, "WINDOW_UPDATE overflows its window")
     stream.granted += increment
     if stream.body is not NULL and engine.window > 0:
         return send_body(engine, index)
@@ -1157,7 +1179,7 @@ cdef int take_frame(CompiledEngine engine, const uint8_t *frame, Py_ssize_t size
     cdef const uint8_t *payload = frame + FRAME_HEADER_OCTETS
     if engine.block_stream:
         if kind != FRAME_CONTINUATION or stream_id != engine.block_stream:
-            return protocol_error(engine, f"a frame of type {kind} inside the header block of stream {engine.block_stream}")
+            return protocol_error(engine, f"a frame of type {kind} inside a header block")
         return take_continuation(engine, flags, payload, size)
     if kind == FRAME_HEADERS:
         engine.empty_frames = 0
@@ -1191,7 +1213,9 @@ cdef int check_frame(CompiledEngine engine, const uint8_t *frame, Py_ssize_t siz
     ):
         return protocol_error(engine, "peer does not speak HTTP/2")
     if size > engine.frame_octets:
-        return end_connection(engine, FRAME_SIZE_ERROR, f"a frame of {size} octets; at most {engine.frame_octets} are taken")
+        return end_connection(
+            engine, FRAME_SIZE_ERROR, f"a frame of {size} octets; at most {engine.frame_octets} are taken"
+        )
     return 0
 
 
@@ -1234,7 +1258,7 @@ cdef int take_octets(CompiledEngine engine, const uint8_t *at, Py_ssize_t length
 
 
 cdef void begin_second(CompiledEngine engine, double now) noexcept:
-    """Limits by the second count in fixed windows, which begin with the first call after the last one's end."""
+    """Limits by the second count in windows; each begins with the first call after the last one's end."""
     if now - engine.second >= 1.0:
         engine.second = now
         engine.pings_seen = 0
@@ -1275,7 +1299,8 @@ cdef class StreamEnded:
     Attributes:
       stream_id: of the request.
       tag: what `send_request` was given.
-      status: of the final response, 200 to 599; None when none came. It is the verdict, whatever came after it.
+      status: of the final response, 200 to 599; None when none came. It is the verdict, whatever came
+        after it.
       processed: True with a status; else False (surely not, RFC 9113 §8.7) or None (unknown).
       error_code: of RST_STREAM, GOAWAY or our own error; None after a complete response, and when the
         transport was lost.
@@ -1285,8 +1310,8 @@ cdef class StreamEnded:
     """
 
     def __init__(
-        self, stream_id, tag, *, status=None, processed=None, error_code=None, fields=(), bytes body not None=b"",
-        str reason not None="",
+        self, stream_id, tag, *, status=None, processed=None, error_code=None, fields=(),
+        bytes body not None=b"", str reason not None="",
     ):
         if status is not None and not 100 <= status <= 599:
             raise ValueError(f"status is {status}; it may be 100 to 599")
@@ -1375,7 +1400,8 @@ cdef class CompiledEngine:
             raise ValueError(f"frame_octets is {limits.frame_octets}; RFC 9113 allows 16384 to 16777215")
         if not DEFAULT_WINDOW <= limits.connection_window_octets <= MAX_WINDOW:
             raise ValueError(
-                f"connection_window_octets is {limits.connection_window_octets}; it may be 65535 to {MAX_WINDOW}"
+                f"connection_window_octets is {limits.connection_window_octets}; "
+                f"it may be {DEFAULT_WINDOW} to {MAX_WINDOW}"
             )
         self.frame_octets = limits.frame_octets
         self.header_list_octets = limits.header_list_octets
@@ -1396,7 +1422,9 @@ cdef class CompiledEngine:
         self.last_own_id = min(limits.last_stream_id, MAX_WINDOW)
         self.encoder = Encoder(limits.encoder_table_octets)
         # A smaller table than the default binds the peer only when it has acknowledged our SETTINGS.
-        self.decoder = Decoder(max(limits.decoder_table_octets, DEFAULT_HEADER_TABLE_OCTETS), limits.header_list_octets)
+        self.decoder = Decoder(
+            max(limits.decoder_table_octets, DEFAULT_HEADER_TABLE_OCTETS), limits.header_list_octets
+        )
 
         self.tags = []
         self.events = []
@@ -1473,8 +1501,8 @@ cdef class CompiledEngine:
 
     cdef Py_ssize_t count_room(self) noexcept:
         if (
-            not self.has_settings or self.goaway_last >= 0 or self.window <= 0 or self.is_ending or self.is_torn
-            or self.next_id > self.last_own_id
+            not self.has_settings or self.goaway_last >= 0 or self.window <= 0
+            or self.is_ending or self.is_torn or self.next_id > self.last_own_id
         ):
             return 0
         # An open window means that no DATA waits for it: see the head of this file.
@@ -1525,7 +1553,9 @@ cdef class CompiledEngine:
             check_name(name)
             template.list_octets += FIELD_OVERHEAD + len(name) + len(value)
         if len(template.variable) > MAX_VARIABLE_FIELDS:
-            raise ValueError(f"{len(template.variable)} variable fields; at most {MAX_VARIABLE_FIELDS} are possible")
+            raise ValueError(
+                f"{len(template.variable)} variable fields; at most {MAX_VARIABLE_FIELDS} are possible"
+            )
         for name in template.variable:
             check_name(name)
             template.name_lengths[place] = len(name)
@@ -1566,8 +1596,8 @@ cdef class CompiledEngine:
             )
         stream_id = self.next_id
         start = out.length
-        # Room for all frames, so that what follows cannot fail: a field's octets in a block are never more than
-        # its own and the 32 that a list counts for it, and no frame but the last is smaller than 16,384.
+        # Room for all frames, so that what follows cannot fail: a field's octets in a block are never more
+        # than its own and the 32 that a list counts for it; no frame but the last is smaller than 16,384.
         frames_octets = min(body_length, <Py_ssize_t>self.window)
         frames_octets += FRAME_HEADER_OCTETS * ((list_octets >> 14) + (frames_octets >> 14) + 2)
         buffer_reserve(out, list_octets + frames_octets)
@@ -1594,7 +1624,9 @@ cdef class CompiledEngine:
         length = out.length - start - FRAME_HEADER_OCTETS
         flags = 0 if body_length else FLAG_END_STREAM
         if length <= self.max_frame_size:
-            put_frame_header(out.octets + start, length, FRAME_HEADERS, flags | FLAG_END_HEADERS, <uint32_t>stream_id)
+            put_frame_header(
+                out.octets + start, length, FRAME_HEADERS, flags | FLAG_END_HEADERS, <uint32_t>stream_id
+            )
         else:
             split_block(self, start, flags, <uint32_t>stream_id)
 
@@ -1615,7 +1647,10 @@ cdef class CompiledEngine:
         self.next_id += 2
         self.open_count += 1
 
-        if body_length <= self.window and body_length <= self.initial_window and body_length <= self.max_frame_size:
+        if (
+            body_length <= self.window and body_length <= self.initial_window
+            and body_length <= self.max_frame_size
+        ):
             if body_length:
                 at = put_frame_header(
                     out.octets + out.length, body_length, FRAME_DATA, FLAG_END_STREAM, <uint32_t>stream_id
@@ -1640,17 +1675,25 @@ cdef class CompiledEngine:
         cdef int place = 0
         cdef bytes value
         cdef tuple kept = tuple(values)
+        cdef int64_t expected, opened
+        cdef object stream_id
         if len(kept) != template.variable_count:
-            raise ValueError(f"{len(kept)} values; the template has {template.variable_count} variable fields")
+            raise ValueError(
+                f"{len(kept)} values; the template has {template.variable_count} variable fields"
+            )
         for value in kept:
             octets[place].octets = NULL
             if value is not None:
                 octets[place].octets = <const uint8_t *>PyBytes_AS_STRING(value)
                 octets[place].length = PyBytes_GET_SIZE(value)
             place += 1
-        return self.open_stream(
+        # The int comes first: once the stream is open nothing may fail.
+        expected = self.next_id
+        stream_id = expected
+        opened = self.open_stream(
             template, <const uint8_t *>PyBytes_AS_STRING(path), PyBytes_GET_SIZE(path), octets, body, tag
         )
+        return stream_id if opened == expected else opened
 
     def reset_stream(self, stream_id, error_code=CANCEL):
         cdef int32_t index
