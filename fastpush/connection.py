@@ -108,6 +108,7 @@ class Connection:
     Attributes:
       state: as drawn above.
       answered: some request was answered: the server is well.
+      told_to_go: the server sent GOAWAY.
       end_reason: why it ended; "" while it has not.
       lasting: nothing changes about that by trying again soon.
       credential_reason: set when the server refused our certificate or key on the connection.
@@ -136,6 +137,7 @@ class Connection:
         )
         self.began_at = trio.current_time()
         self.answered = False
+        self.told_to_go = False
         self.end_reason = ""
         self.lasting = False
         self.credential_reason: str | None = None
@@ -239,6 +241,7 @@ class Connection:
     def stop(self, reason: str) -> None:
         """End now: GOAWAY, then the outcomes of what is in flight, then the socket."""
         if self.state != "closed":
+            self.end_reason = reason
             self._tell(self.engine.close(ErrorCode.NO_ERROR))
             self.flush()
             self._end(reason)
@@ -434,6 +437,7 @@ class Connection:
         return False
 
     def _take_goaway(self, event: GoawayReceived) -> None:
+        self.told_to_go = True
         reason = _goaway_reason(event.debug_data)
         logger.info(
             "GOAWAY from %s: error code %d, last stream id %d, %s",
@@ -459,7 +463,7 @@ class Connection:
         if self.state == "closed":
             return
         self.state = "closed"
-        self.end_reason = reason
+        self.end_reason = self.end_reason or reason
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
 

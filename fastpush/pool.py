@@ -67,6 +67,7 @@ WARM_CONNECTIONS = 2  # kept open, so that one can drain while the other works
 PROBE_EVERY = 60.0  # seconds between two tries of a credential that APNs refuses
 CONNECT_EVERY = 1.0  # seconds between two connects to one host, beyond a burst of `max_connections`
 MAX_BACKOFF = 60.0
+LIVED = 10.0  # seconds after which the end of a connection without any answer is no failure to connect
 STALL_BEFORE_GROWTH = 0.05  # seconds lost to stream limit or window before another connection is opened
 REJECTED_LATELY = 600.0  # seconds for which a rejected device token keeps to its own lane
 MAX_REJECTED = 65_536  # device tokens remembered
@@ -798,9 +799,10 @@ class Pool:
                 self._refuse(connection.credential_reason)
         elif connection.lasting:
             self._stop_sending(_Stop(NotSent, f"{self._host} port {self._port}: {reason}"))
-        if not connection.answered and reason not in _PEACEFUL:
+        peaceful = reason in _PEACEFUL and not connection.told_to_go
+        if not (connection.answered or peaceful or now - connection.began_at > LIVED):
             self._pace.failed(now)
-            logger.warning("no connection to %s port %d: %s", self._host, self._port, reason)
+            logger.warning("no good connection to %s port %d: %s", self._host, self._port, reason)
         if reason not in _PEACEFUL:
             self._announce(Lost(self._host, reason))
         self.pump()
