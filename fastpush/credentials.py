@@ -150,15 +150,16 @@ class Credential(abc.ABC):
             the client certificate.
         """
         wanted = _tls_context.trust_fingerprint(ca_file, ca_data)
+        known = self._contexts.get(wanted)
+        if known is not None:
+            return known
+        # Made without the lock: a new provider token must not wait for it.
+        context = _tls_context.client_context(ca_file, ca_data)
+        self._add_identity(context)
         with self._lock:
-            context = self._contexts.get(wanted)
-            if context is None:
-                context = _tls_context.client_context(ca_file, ca_data)
-                self._add_identity(context)
-                if len(self._contexts) >= 8:  # about 1 MB each with the system's certificates
-                    self._contexts.clear()
-                self._contexts[wanted] = context
-        return context
+            if len(self._contexts) >= 8:  # about 1 MB each with the system's certificates
+                self._contexts.clear()
+            return self._contexts.setdefault(wanted, context)
 
     def check_topic(self, topic: str) -> None:
         """Refuse a topic that this credential surely does not cover.
