@@ -146,7 +146,8 @@ def test_appendix_c_stories_are_encoded_octet_by_octet(name):
         ("7f 00 01 61", "beyond the dynamic table"),
         ("ff ff ff ff ff 7f", "over 32 bits"),
         ("ff 80 80 80 80 80 00", "over 32 bits"),
-        ("00 84 ff ff ff fc 00", "Huffman"),
+        ("00 84 ff ff ff ff 00", "Huffman"),  # EOS, and two bits of good padding
+        ("00 01 61 85 07 ff ff ff ff", "Huffman"),  # "0", EOS, five bits of good padding
         ("00 01 61 81 ff", "Huffman"),
         ("00 01 61 81 18", "Huffman"),
         ("3f e2 1f", "over our SETTINGS_HEADER_TABLE_SIZE"),

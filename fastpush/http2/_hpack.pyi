@@ -1,8 +1,8 @@
 from collections.abc import Iterable, Sequence
-from enum import IntFlag
+from enum import IntEnum
 from typing import final
 
-class Indexing(IntFlag):
+class Indexing(IntEnum):
     INDEX = 0
     PLAIN = 1
     NEVER = 2

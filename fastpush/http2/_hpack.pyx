@@ -210,7 +210,7 @@ cdef int fill_huffman_tables() except -1:
     for window in range(1 << WINDOW_BITS):
         pair.symbols[0] = pair.symbols[1] = pair.count = pair.bits = 0
         while pair.count < 2:
-            # The bits after the window count as ones: a code that would need them is longer than what is left.
+            # Bits after the window count as ones: a code that needs them is longer than what is left.
             taken = (window << (32 - WINDOW_BITS) | ~<uint32_t>0 >> WINDOW_BITS)
             taken = taken << pair.bits | (<uint32_t>1 << pair.bits) - 1
             length = code_length(taken)
@@ -324,7 +324,7 @@ cdef Py_ssize_t get_huffman(const uint8_t *at, Py_ssize_t length, uint8_t *out) 
                 out += 1
             window <<= taken
             bits -= taken
-    # Fewer bits than the longest code are left, and then ones: what they begin with is a whole code, or padding.
+    # Fewer bits than the longest code are left, and then ones: they begin with a whole code, or are padding.
     window |= ~<uint64_t>0 >> bits
     while True:
         taken = code_length(<uint32_t>(window >> 32))
@@ -391,8 +391,10 @@ cdef int table_grow_slots(Table *table) except -1:
 
 
 cdef int table_make_room(Table *table, Py_ssize_t length) except -1:
-    """Let `length` octets follow `tail`. What is live moves to the front of at least twice its size, so that an
-    octet is moved at most once more than it is written."""
+    """Let `length` octets follow `tail`: what is live moves to the front.
+
+    At least half of the allocation is free then, so no octet is moved more often than another is written.
+    """
     cdef Py_ssize_t live = table.tail - table.head
     cdef Py_ssize_t index, capacity = max(<Py_ssize_t>512, 2 * (live + length))
     cdef uint8_t *octets = table.octets
@@ -490,7 +492,8 @@ cdef Py_ssize_t find_name(const Table *table, const uint8_t *name, Py_ssize_t le
 
 
 cdef Py_ssize_t find_field(
-    const Table *table, const uint8_t *name, Py_ssize_t name_length, const uint8_t *value, Py_ssize_t value_length,
+    const Table *table, const uint8_t *name, Py_ssize_t name_length,
+    const uint8_t *value, Py_ssize_t value_length,
 ) noexcept nogil:
     """The index of name and value; where only the name is found, its index negated; or 0."""
     cdef Py_ssize_t first = static_name(name, name_length)
@@ -518,7 +521,7 @@ cdef Py_ssize_t find_field(
 # Encoding.
 
 cdef inline uint8_t *put_string(uint8_t *at, const uint8_t *octets, Py_ssize_t length) noexcept nogil:
-    """Write a string (§5.2), in Huffman code where that is shorter; `length` + HPACK_INTEGER_OCTETS are free."""
+    """Write a string (§5.2), as `hpack_write_string`, where `length` + HPACK_INTEGER_OCTETS are free."""
     cdef Py_ssize_t coded = huffman_octets(octets, length)
     if coded < length:
         at = hpack_put_integer(at, 0x80, 7, <uint64_t>coded)
@@ -544,7 +547,7 @@ cdef inline uint8_t *put_name(
 
 
 cdef Py_ssize_t checked_size(object octets, str name) except -1:
-    """A table's size as an argument: any number of octets that a SETTINGS value can be."""
+    """A size as an argument: any number of octets that a SETTINGS value can be."""
     if not 0 <= octets <= 0xFFFFFFFF:
         raise ValueError(f"{name} is {octets}; it may be 0 to {0xFFFFFFFF} octets")
     return <Py_ssize_t>octets
@@ -634,7 +637,7 @@ cdef class Encoder:
         """Make one header block: pending size updates, then the fields in their order.
 
         Args:
-          fields: (name, value) or (name, value, indexing), octets and an `Indexing`; INDEX where none is given.
+          fields: (name, value) or (name, value, indexing): octets, and an `Indexing`, INDEX by default.
 
         Raises:
           TypeError, ValueError: a field is something else; nothing was encoded, the table is as before.
@@ -660,7 +663,8 @@ cdef class Encoder:
             for name, value, indexing in checked:
                 self.write(
                     &out, <const uint8_t *>PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name),
-                    <const uint8_t *>PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value), <Indexing><int>indexing,
+                    <const uint8_t *>PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value),
+                    <Indexing><int>indexing,
                 )
             return PyBytes_FromStringAndSize(<const char *>out.octets, out.length)
         finally:
@@ -712,8 +716,8 @@ cdef tuple FAULTS = (
     "an index is beyond the dynamic table (RFC 7541 §2.3.3)",
     "a table size update is over our SETTINGS_HEADER_TABLE_SIZE (RFC 7541 §6.3)",
     "a table size update comes after a field (RFC 7541 §4.2)",
-    "our SETTINGS_HEADER_TABLE_SIZE was lowered, and the block does not begin with a fitting table size update"
-    " (RFC 9113 §4.3.1)",
+    "our SETTINGS_HEADER_TABLE_SIZE was lowered, and the block does not begin with a table size update that"
+    " fits (RFC 9113 §4.3.1)",
 )
 
 
@@ -901,9 +905,7 @@ cdef class Decoder:
     """
 
     def __cinit__(self, max_table_octets: int = 4096, header_list_octets: int = 16384) -> None:
-        if not 0 <= header_list_octets <= 0xFFFFFFFF:
-            raise ValueError(f"header_list_octets is {header_list_octets}; it may be 0 to {0xFFFFFFFF} octets")
-        self.header_list_octets = header_list_octets
+        self.header_list_octets = checked_size(header_list_octets, "header_list_octets")
         # The peer's encoder begins with 4,096 octets, whatever we announce (RFC 9113 §6.5.2).
         table_init(&self.table, INITIAL_TABLE_OCTETS)
         self.set_limit(<uint32_t>checked_size(max_table_octets, "max_table_octets"))
@@ -975,7 +977,8 @@ cdef class Decoder:
     def resize_limit(self, limit: int) -> None:
         """Take our own SETTINGS_HEADER_TABLE_SIZE, when the peer has acknowledged it.
 
-        Where it lowers the limit, the peer's next block must begin with a size update that fits (RFC 9113 §4.3.1).
+        Where it lowers the limit, the peer's next block must begin with a size update that fits
+        (RFC 9113 §4.3.1).
         """
         self.set_limit(<uint32_t>checked_size(limit, "limit"))
 
