@@ -150,6 +150,15 @@ cdef inline bint equal(const uint8_t *octets, Py_ssize_t length, const char *tex
     return length == size and memcmp(octets, text, <size_t>size) == 0
 
 
+cdef inline bint is_clean(const uint8_t *octets, Py_ssize_t length) noexcept nogil:
+    """Whether a field's value has no octet that may not be in it, nor any that is seldom meant (§8.2.1)."""
+    cdef Py_ssize_t i
+    for i in range(length):
+        if octets[i] < 0x20:
+            return False
+    return length == 0 or (octets[0] != 0x20 and octets[length - 1] != 0x20)
+
+
 cdef struct Slice:
     const uint8_t *octets       # NULL: absent
     Py_ssize_t length
@@ -337,6 +346,7 @@ cdef class Stream:
                     place = &self.authority
                 elif memcmp(name, b"user-agent", 10) == 0:
                     regular = True
+                    self.plain = self.plain and is_clean(value.octets, value.length)
                     continue
             elif size == 13:
                 if memcmp(name, b"authorization", 13) == 0:
@@ -357,6 +367,7 @@ cdef class Stream:
             elif size == 12:
                 if memcmp(name, b"content-type", 12) == 0:
                     regular = True
+                    self.plain = self.plain and is_clean(value.octets, value.length)
                     continue
             elif size == 4:
                 if memcmp(name, b"host", 4) == 0:
@@ -372,6 +383,8 @@ cdef class Stream:
             else:
                 regular = True
         if self.authority.octets is not NULL and self.host.octets is not NULL:
+            self.plain = False
+        if not is_clean(self.authority.octets, self.authority.length) or not is_clean(self.host.octets, self.host.length):
             self.plain = False
         if self.path.length > 10 and memcmp(self.path.octets, b"/3/device/", 10) == 0:
             self.device_token.octets = self.path.octets + 10
@@ -1036,7 +1049,10 @@ cdef class ServerConnection:
             return False
         if stream.expiration.octets is not NULL and read_digits(stream.expiration.octets, stream.expiration.length) < 0:
             return False
-        if stream.collapse_id.octets is not NULL and not 0 < stream.collapse_id.length <= 64:
+        if stream.collapse_id.octets is not NULL and (
+            not 0 < stream.collapse_id.length <= 64
+            or not is_clean(stream.collapse_id.octets, stream.collapse_id.length)
+        ):
             return False
         return stream.content_length.octets is NULL or read_digits(
             stream.content_length.octets, stream.content_length.length
@@ -1120,6 +1136,9 @@ cdef class ServerConnection:
         for kind, value in settings.items():
             if kind == MAX_CONCURRENT_STREAMS:
                 limit = value
+            elif kind == HEADER_TABLE_SIZE and value > 4_096:
+                # A client may use the larger table as soon as it knows; a smaller one it may only use less of.
+                self.decoder.resize_limit(min(value, 65_536))
             entry[0] = <uint8_t>(<int>kind >> 8 & 0xFF)
             entry[1] = <uint8_t>(<int>kind & 0xFF)
             write_32(entry + 2, <uint32_t>value)

@@ -209,6 +209,21 @@ class Authority:
         certificate = builder.sign(self._key, SHA256())
         return ProviderCertificatePem(topic or "", certificate.public_bytes(Encoding.PEM), _key_pem(key))
 
+    def issue_revocation_list(self, *revoked: ProviderCertificatePem) -> bytes:
+        """Issue a list, in PEM, that declares these certificates revoked."""
+        now = datetime.datetime.now(datetime.UTC)
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self._certificate.subject)
+            .last_update(now)
+            .next_update(now + datetime.timedelta(days=365))
+        )
+        for issued in revoked:
+            certificate = x509.load_pem_x509_certificate(issued.certificate_pem)
+            entry = x509.RevokedCertificateBuilder(certificate.serial_number, now)
+            builder = builder.add_revoked_certificate(entry.build())
+        return builder.sign(self._key, SHA256()).public_bytes(Encoding.PEM)
+
     def issue_signing_key(self, key_id: str | None = None, team_id: str | None = None) -> IssuedKey:
         """Make a signing key; ids are drawn where none are given.
 

@@ -135,6 +135,8 @@ class Director:
         )
         for fault in self.plan.at_open(connection.number):
             self._disturb(connection, fault, None)
+        if certificate is not None and certificate.expires_at < math.inf:
+            self._later(connection, certificate.expires_at - self.clock(), lambda: self._expire(connection))
         if certificate is not None and self.world.environment not in certificate.environments:
             self.refuse_credential(connection, "BadCertificateEnvironment")
         self.plan_ahead(connection)
@@ -144,6 +146,11 @@ class Director:
         """End a connection as APNs does for a bad certificate: GOAWAY NO_ERROR, last stream id 0, close."""
         connection.send_goaway(0, 0, json.dumps({"reason": reason}, separators=(",", ":")).encode())
         connection.closing = "flush"
+
+    def _expire(self, connection: ServerConnection) -> None:
+        """The client's certificate has run out on an open connection (pushy issue 609)."""
+        self.send_goaway(connection, connection.last_stream_id, debug_data=b'{"reason":"Shutdown"}')
+        connection.drains = True
 
     def plan_ahead(self, connection: ServerConnection) -> None:
         """Tell a connection which requests to ask about."""
@@ -355,6 +362,7 @@ class Director:
                 connection.acknowledges_settings = False
             case f.Collapse():
                 state.collapses = True
+                self.shared.generation += 1  # every rejection and acceptance is of interest now
             case f.RejectionLimit():
                 state.rejections_left = fault.rejections
             case _:

@@ -290,6 +290,12 @@ class RejectionLimit(Fault):
 FaultSource: TypeAlias = Fault | str
 
 PROFILES: Mapping[str, tuple[Fault, ...]] = {
+    "bad-certificate": (
+        Goaway(last="zero", close="at once", debug_data=b'{"reason":"BadCertificate"}', copies=2),
+    ),
+    "bad-certificate-environment": (
+        Goaway(last="zero", close="at once", debug_data=b'{"reason":"BadCertificateEnvironment"}'),
+    ),
     "collapse": (Collapse(),),
     "connection-cut": (Close(every=500),),
     "connection-reset": (Close(every=500, how="reset", processed=True, octets=5),),

@@ -20,6 +20,7 @@ __all__ = ["Ledger", "Report", "Seen"]
 _DELIVERED = frozenset(("accepted", "unanswered"))
 _OUTCOMES = frozenset(("accepted", "rejected", "expired", "not_sent", "unknown"))
 _EXAMPLES = 20
+_EXPIRES_WITHIN = 1.0  # an expiration counts whole seconds
 
 
 class Seen(NamedTuple):
@@ -118,7 +119,7 @@ class Ledger:
         if not self._keep:
             raise RuntimeError("the ledger only counts; open the simulator with ledger='full'")
         self._read.extend(map(_seen, self.log.read(len(self._read))))
-        return self._read
+        return self._read.copy()
 
     @property
     def accepted(self) -> Counter[str]:
@@ -153,7 +154,7 @@ class Ledger:
             seen[apns_id] = None
             if request.delivered:
                 delivered[apns_id] += 1
-                if request.expires_at and request.at > request.expires_at + 1:
+                if request.expires_at and request.at > request.expires_at + _EXPIRES_WITHIN:
                     late[apns_id] = None
             elif request.fate == "rejected":
                 rejected.add(apns_id)

@@ -144,6 +144,8 @@ class Certificate:
 
     topics: tuple[str, ...]
     environments: tuple[str, ...]
+    expires_at: float = float("inf")
+    """UNIX seconds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,6 +99,8 @@ class _Connection:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._until_done, self._keep_time, nursery.cancel_scope)
                 await self._until_done(self._read, nursery.cancel_scope)
+            http.connection_lost()
+            self._simulator.ledger.flush()
             if http.closing:
                 with contextlib.suppress(OSError):
                     await self._end(http.closing)
@@ -139,8 +141,13 @@ class _Connection:
         der = self._tls.getpeercert(binary_form=True)
         if der is None:
             return None
-        fields = apple_fields(x509.load_der_x509_certificate(der))
-        return Certificate(tuple(sorted(fields.topics or ())), tuple(fields.environments or ()))
+        certificate = x509.load_der_x509_certificate(der)
+        fields = apple_fields(certificate)
+        return Certificate(
+            tuple(sorted(fields.topics or ())),
+            tuple(sorted(fields.environments or ())),
+            certificate.not_valid_after_utc.timestamp(),
+        )
 
     async def _until_done(self, part: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
         """Run one of the two tasks; the other ends with it."""
@@ -165,6 +172,7 @@ class _Connection:
             if not await self._receive():
                 # What came with the last octets was answered already.
                 return
+            await self._while_stalled()
             length = self._decrypt(plain)
 
     async def _keep_time(self) -> None:
@@ -221,6 +229,8 @@ class _Connection:
         http = self.http
         assert http is not None
         async with self._writing:
+            # What is told to the client is on record before it.
+            self._simulator.ledger.flush()
             while octets := http.data_to_send():
                 await self._while_stalled()
                 if self.state.trickle is None:
@@ -229,7 +239,6 @@ class _Connection:
                 for at in range(0, len(octets), self.state.trickle.octets):
                     await self._write(octets[at : at + self.state.trickle.octets])
                     await trio.sleep(self.state.trickle.interval)
-            self._simulator.ledger.flush()
             if http.closing:
                 raise _Ending
 
@@ -285,6 +294,7 @@ class Simulator:
         director: Director,
         clock: Callable[[], float],
         directory: Path,
+        context: ssl.SSLContext,
         seed: int,
     ) -> None:
         self.authority = authority
@@ -299,6 +309,8 @@ class Simulator:
         self.ca_file.write_bytes(authority.ca_pem)
         self._world = world
         self._directory = directory
+        self._context = context
+        self._revoked: tuple[ProviderCertificatePem, ...] = ()
         self._listener: socket.socket | None = None
         self._listening = trio.lowlevel.ParkingLot()
         self._connections: set[_Connection] = set()
@@ -427,6 +439,14 @@ class Simulator:
         )
         return ProviderCertificate.from_bytes(issued.certificate_pem + issued.key_pem, allow_expired=True)
 
+    def revoke_certificate(self, *certificates: ProviderCertificatePem) -> None:
+        """From now on a handshake with one of these fails with alert 44; open connections go on."""
+        self._revoked += certificates
+        path = self._directory / "revoked.pem"
+        path.write_bytes(self.authority.issue_revocation_list(*self._revoked))
+        self._context.load_verify_locations(path)
+        self._context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
+
     def _first_topic(self) -> str:
         return min(self._world.topics) if self._world.topics else "com.example.app"
 
@@ -535,6 +555,7 @@ class Simulator:
         """End every open connection now, without GOAWAY, and tell how many."""
         connections = self._http()
         for connection in connections:
+            state_of(connection).stalled_until = -math.inf
             connection.closing = _CLOSINGS[how]
         self._ring()
         return len(connections)
@@ -589,7 +610,7 @@ class Simulator:
         self._listener.setblocking(False)
         self.host, self.port = self._listener.getsockname()[:2]
 
-    async def _serve(self, context: ssl.SSLContext) -> None:
+    async def _serve(self) -> None:
         async with trio.open_nursery() as nursery:
             while True:
                 listener = self._listener
@@ -607,7 +628,7 @@ class Simulator:
                 else:
                     sock.setblocking(False)
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    nursery.start_soon(self._attend, _Connection(self, sock, context))
+                    nursery.start_soon(self._attend, _Connection(self, sock, self._context))
 
     async def _attend(self, connection: _Connection) -> None:
         self._opened += 1
@@ -716,13 +737,13 @@ async def open_simulator(
             director=director,
             clock=clock,
             directory=directory,
+            context=_server_context(authority, host, directory),
             seed=seed,
         )
-        context = _server_context(authority, host, directory)
         simulator._listen(host, port)
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(simulator._serve, context)
+                nursery.start_soon(simulator._serve)
                 yield simulator
                 nursery.cancel_scope.cancel()
         except BaseExceptionGroup as group:
