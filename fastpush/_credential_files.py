@@ -223,22 +223,16 @@ def identity(
 def _from_pkcs12(
     data: bytearray, source: str, password: bytearray | None
 ) -> tuple[CertificateKey, list[x509.Certificate]]:
-    # No password and an empty one are two different things in PKCS#12 (RFC 7292, appendix B.1), yet one
-    # to the person who exported the file.
-    attempts = [password] if password else [None, bytearray()]
-    bundle = None
-    for attempt in attempts:
-        try:
-            bundle = pkcs12.load_pkcs12(data, attempt)  # type: ignore[arg-type]
-            break
-        except (ValueError, UnsupportedAlgorithm) as error:
-            reason = error
-    if bundle is None:
-        raise InvalidCredential(
-            f"{source}: the password is wrong, or the PKCS#12 file is damaged"
-            if password
-            else f"{source}: the PKCS#12 file is encrypted; give its password as password="
-        ) from reason
+    try:
+        # No password stands for none and for an empty one, which are two things in PKCS#12 (RFC 7292,
+        # appendix B.1) and one to the person who exported the file.
+        bundle = pkcs12.load_pkcs12(data, password or None)  # type: ignore[arg-type]
+    except (ValueError, UnsupportedAlgorithm) as error:
+        if password:
+            problem = f"{source}: the password is wrong, or the PKCS#12 file is damaged"
+        else:
+            problem = f"{source}: the PKCS#12 file is encrypted; give its password as password="
+        raise InvalidCredential(problem) from error
     certificates = [entry.certificate for entry in (bundle.cert, *bundle.additional_certs) if entry]
     if bundle.key is None:
         raise InvalidCredential(f"{source}: the PKCS#12 file holds no private key; {_EXPORT}")
