@@ -11,7 +11,6 @@ while JSON is written into the one shared buffer. Text never holds a lone surrog
 """
 
 cimport cython
-from cpython.ref cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, strlen
 
@@ -38,15 +37,14 @@ cdef extern from "Python.h":
     bint PyFloat_CheckExact(object value) noexcept
     long long PyLong_AsLongLongAndOverflow(object value, int *overflow) except? -1
     double PyFloat_AS_DOUBLE(object value) noexcept
-    bint PyDict_CheckExact(object value) noexcept
-    bint PyList_CheckExact(object value) noexcept
-    PyObject *PyList_GET_ITEM(object list, Py_ssize_t place) noexcept
-    Py_ssize_t PyList_GET_SIZE(object list) noexcept
-    int PyDict_Next(object dict, Py_ssize_t *place, PyObject **key, PyObject **value) noexcept
     str PyUnicode_FromObject(object text)
     bytes PyBytes_FromStringAndSize(const char *octets, Py_ssize_t length)
     char *PyBytes_AS_STRING(object octets) noexcept
     Py_ssize_t PyBytes_GET_SIZE(object octets) noexcept
+
+
+cdef extern from "string.h":
+    void *memmem(const void *octets, size_t length, const void *wanted, size_t wanted_length) noexcept nogil
 
 
 cdef object dumps = orjson.dumps
@@ -56,7 +54,6 @@ cdef object loads = orjson.loads
 cdef enum:
     CHUNK = 2048
     KEPT_OCTETS = 65536         # a larger buffer is given back after use
-    DEPTH = 32                  # of containers in custom keys; deeper ones are orjson's
 
 cdef frozenset INTERRUPTION_LEVELS = frozenset({"passive", "active", "time-sensitive", "critical"})
 
@@ -482,59 +479,6 @@ cdef inline int close(Buffer *out, uint8_t bracket) except -1:
     return 0
 
 
-cdef int write_value(Buffer *out, object value, int depth) except -1:
-    """Write a value of the custom keys and a comma, as orjson would.
-
-    Returns 1, with anything written, where it is not made of exact `dict` with exact `str` keys, `list`,
-    `str` without lone surrogates, `int` of 64 bits, `bool` and None alone: then orjson does it or refuses it.
-    """
-    cdef Py_ssize_t place = 0
-    cdef PyObject *key
-    cdef PyObject *item
-    cdef int overflow = 0
-    cdef long long number
-    if PyUnicode_CheckExact(value):
-        if not PyUnicode_IS_ASCII(value) and (
-            PyUnicode_READY(value) < 0
-            or has_surrogate(PyUnicode_KIND(value), PyUnicode_DATA(value), PyUnicode_GET_LENGTH(value))
-        ):
-            return 1
-        write_string(out, NO_KEY, <str>value)
-    elif PyLong_CheckExact(value):
-        number = PyLong_AsLongLongAndOverflow(value, &overflow)
-        if overflow:
-            return 1
-        buffer_reserve(out, 21)
-        out.length = put_integer(out.octets + out.length, number) - out.octets
-        put(out, b',')
-    elif value is None:
-        write_literal(out, b'null,')
-    elif value is True:
-        write_literal(out, b'true,')
-    elif value is False:
-        write_literal(out, b'false,')
-    elif depth == 0:
-        return 1
-    elif PyDict_CheckExact(value):
-        write_literal(out, b'{')
-        while PyDict_Next(value, &place, &key, &item):
-            if not PyUnicode_CheckExact(<object>key) or write_value(out, <object>key, 0):
-                return 1
-            out.octets[out.length - 1] = c':'
-            if write_value(out, <object>item, depth - 1):
-                return 1
-        close(out, c'}')
-    elif PyList_CheckExact(value):
-        write_literal(out, b'[')
-        for place in range(PyList_GET_SIZE(value)):
-            if write_value(out, <object>PyList_GET_ITEM(value, place), depth - 1):
-                return 1
-        close(out, c']')
-    else:
-        return 1
-    return 0
-
-
 cpdef bytes encode_data(object value, str field="data"):
     """A dict of the caller's as one JSON object, as orjson writes it.
 
@@ -545,15 +489,12 @@ cpdef bytes encode_data(object value, str field="data"):
     cdef bytes octets
     if not isinstance(value, dict):
         raise invalid(field, f"must be a dict; this is {type(value).__name__}")
-    scratch.length = 0
-    if write_value(&scratch, value, DEPTH) == 0:
-        scratch.length -= 1         # the comma
-        return taken()
     try:
         octets = dumps(value)
     except TypeError as error:
         raise invalid(field, f"cannot be written as JSON: {error}") from error
-    if b"null" in octets:
+    # orjson writes null for NaN and the infinities: without one there is nothing to look for.
+    if memmem(PyBytes_AS_STRING(octets), <size_t>PyBytes_GET_SIZE(octets), b"null", 4) is not NULL:
         refuse_nan(field, value)
     return octets
 
