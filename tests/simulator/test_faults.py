@@ -235,12 +235,12 @@ class TestGoaway:
             await wire.to_end()
             assert fates(wire) == {"refused": 3}
 
-    async def test_the_largest_first_and_the_real_one_later(self):
-        async with faulty(Goaway(request=1, last="max", real_after=0.01)) as wire:
-            first = await wire.push()
-            assert first.status == 200
+    async def test_the_largest_first_and_the_real_one_later(self, mock_clock):
+        async with faulty(Goaway(request=1, last="max", real_after=2.0)) as wire:
+            assert (await wire.push()).status == 200
             assert [frame.last_stream_id for frame in wire.goaways] == [2**31 - 1]
             assert (await wire.push()).status == 200
+            mock_clock.jump(2.0)
             await wire.to_end()
             assert [frame.last_stream_id for frame in wire.goaways] == [2**31 - 1, 3]
 
@@ -374,10 +374,12 @@ class TestTheConnection:
             streams = await burst(wire, 3)
             assert [(await wire.answer(each)).error_code for each in streams] == [None, 7, 7]
 
-    async def test_a_strictly_lowered_limit_holds_at_once_and_comes_back(self):
-        async with faulty(Settings(request=1, stream_limit=1, strict=True, restored_after=0.01)) as wire:
+    async def test_a_strictly_lowered_limit_holds_at_once_and_comes_back(self, mock_clock):
+        async with faulty(Settings(request=1, stream_limit=1, strict=True, restored_after=2.0)) as wire:
             streams = await burst(wire, 2)
             assert (await wire.answer(streams[1])).error_code == 7
+            assert wire.stream_limits == [1_000, 1]
+            mock_clock.jump(2.0)
             await wire.until(lambda: wire.stream_limits == [1_000, 1, 1_000])
 
     async def test_a_rejection_collapses_the_limit_and_an_accepted_request_restores_it(self):
@@ -390,12 +392,36 @@ class TestTheConnection:
             await wire.settle()
             assert wire.stream_limits == [1_000, 1, 1_000]
 
-    async def test_latency_is_there_for_every_answer(self):
-        async with faulty(Delay(seconds=0.02)) as wire:
-            before = trio.current_time()
-            for stream_id in await burst(wire, 50):
+    async def test_every_answer_is_late_by_the_latency_and_by_no_more(self, mock_clock):
+        async with faulty(Delay(seconds=2.0)) as wire:
+            streams = await burst(wire, 50)
+            await wire.settle()
+            mock_clock.jump(1.9)
+            await wire.settle()
+            assert not any(answer.settled for answer in wire.answers.values())
+            assert not fates(wire)
+            mock_clock.jump(0.2)
+            for stream_id in streams:
+                assert (await wire.answer(stream_id)).status == 200
+
+    async def test_a_spread_delay_lets_answers_overtake(self, mock_clock):
+        async with faulty(Delay(seconds=1.0, spread=5.0), seed=3) as wire:
+            streams = await burst(wire, 20)
+            await wire.settle()
+            mock_clock.jump(6.0)
+            for stream_id in streams:
                 await wire.answer(stream_id)
-            assert 0.02 <= trio.current_time() - before < 1.0
+            order = [frame.stream_id for frame in wire.all(HeadersFrame)]
+            assert sorted(order) == streams != order
+
+    async def test_a_request_reset_while_it_waits_is_never_processed(self, mock_clock):
+        async with faulty(Delay(seconds=2.0)) as wire:
+            stream_id = await wire.send()
+            await wire.stream.send_all(RstStreamFrame(stream_id, error_code=8).serialize())
+            await wire.settle()
+            mock_clock.jump(3.0)
+            await wire.settle()
+            assert fates(wire) == {"cancelled": 1}
 
 
 async def test_an_expired_provider_token_wedges_the_connection(simulator):
