@@ -1502,6 +1502,23 @@ async def test_the_certificate_of_an_old_keychain_shakes_hands(authority):
     assert seen["certificate"] == certificate._identity.certificate.public_bytes(Encoding.DER)
 
 
+async def test_an_rsa_certificate_as_apple_issues_them_shakes_hands(authority, rsa_key):
+    name = x509.Name([x509.NameAttribute(NameOID.USER_ID, "com.example.rsa")])
+    start, end = (datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days) for days in (-1, 1))
+    issued = (
+        x509.CertificateBuilder(name, name, rsa_key.public_key(), 7, start, end)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(rsa_key, hashes.SHA256())
+    )
+    bundle = pkcs12.serialize_key_and_certificates(
+        b"x", rsa_key, issued, None, BestAvailableEncryption(b"geheim")
+    )
+    certificate = ProviderCertificate.from_bytes(bundle, password="geheim")
+    context = certificate.ssl_context(ca_data=authority.ca_pem)
+    seen = await handshake(context, server_context(authority, issued.public_bytes(Encoding.PEM)))
+    assert seen["certificate"] == issued.public_bytes(Encoding.DER)
+
+
 async def test_intermediates_are_sent_along(authority):
     """The server knows the root only; without the intermediate it could not verify."""
     start, end = (datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days) for days in (-1, 1))
