@@ -35,7 +35,7 @@ $(VENV)/installed: $(VENV)/bin/python pyproject.toml setup.py
 		>$(VENV)/build-requirements.txt
 	@$(PIP) install --upgrade -r $(VENV)/build-requirements.txt
 	@$(PIP) install --no-build-isolation --editable '.[test]'
-	@touch $(VENV)/built $@
+	@touch $@ $(VENV)/built
 
 # An editable install sees a changed .py at once, but a changed .pyx only after this.
 $(VENV)/built: $(VENV)/installed $(EXTENSIONS)

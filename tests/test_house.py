@@ -1,4 +1,4 @@
-"""What must hold of the tree as a whole: one version, types, no build products, a reason for each dependency."""
+"""What must hold of the tree as a whole: one version, types, no build products, reasons for dependencies."""
 
 from __future__ import annotations
 

@@ -1,0 +1,70 @@
+"""What the commands share: running under trio with Ctrl-C as an ordinary event; failures in plain words."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any, NoReturn
+
+import click
+import orjson
+import trio
+
+INTERRUPTED = 130
+"""What a shell expects of a program that Ctrl-C has ended."""
+
+
+class Failure(click.ClickException):
+    """Something did not work although the command was right: exit code 1."""
+
+    exit_code = 1
+
+
+class Misuse(click.ClickException):
+    """The command, or a file that it names, is wrong: exit code 2."""
+
+    exit_code = 2
+
+
+def run(function: Callable[[], Awaitable[int]]) -> NoReturn:
+    """Run an async function and leave with the code that it returns.
+
+    A Ctrl-C before the function has begun to listen for it comes out of trio as a group of exceptions.
+    """
+    code = INTERRUPTED
+    try:
+        code = trio.run(function)
+    except* KeyboardInterrupt:
+        pass
+    except* click.ClickException as group:
+        raise first(group) from None
+    sys.stdout.flush()
+    raise SystemExit(code)
+
+
+def first(error: BaseException) -> BaseException:
+    """Take one exception out of groups of them."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+async def on_interrupt(
+    function: Callable[[], object], task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Call `function` for each Ctrl-C or SIGTERM, which then do nothing else."""
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        task_status.started()
+        async for _ in signals:
+            function()
+
+
+def write_json(value: dict[str, Any]) -> None:
+    """Write one object to standard output, on one line."""
+    click.echo(orjson.dumps(value))
+
+
+def write_note(text: str) -> None:
+    """Write a line for a person to standard error."""
+    click.echo(text, err=True)
