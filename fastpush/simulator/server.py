@@ -92,6 +92,8 @@ class _Connection:
                 raise _Broken
         except (_Broken, OSError):
             self._simulator.handshakes_failed += 1
+            with contextlib.suppress(OSError):
+                await self._linger()
             self._socket.close()
             return
         http = self.http = self._director.open_connection(self._certificate())
@@ -270,6 +272,10 @@ class _Connection:
             with contextlib.suppress(ssl.SSLError):
                 self._tls.unwrap()
             await self._send(self._outgoing.read())
+        await self._linger()
+
+    async def _linger(self) -> None:
+        """Let the client read all that was sent: closing with octets unread would be a TCP RST."""
         self._socket.shutdown(socket.SHUT_WR)
         with trio.move_on_after(LINGER):
             while await self._receive():
@@ -294,7 +300,7 @@ class Simulator:
         director: Director,
         clock: Callable[[], float],
         directory: Path,
-        context: ssl.SSLContext,
+        identity: Path,
         seed: int,
     ) -> None:
         self.authority = authority
@@ -309,7 +315,8 @@ class Simulator:
         self.ca_file.write_bytes(authority.ca_pem)
         self._world = world
         self._directory = directory
-        self._context = context
+        self._identity = identity
+        self._context = _server_context(identity, authority)
         self._revoked: tuple[ProviderCertificatePem, ...] = ()
         self._listener: socket.socket | None = None
         self._listening = trio.lowlevel.ParkingLot()
@@ -444,8 +451,8 @@ class Simulator:
         self._revoked += certificates
         path = self._directory / "revoked.pem"
         path.write_bytes(self.authority.issue_revocation_list(*self._revoked))
-        self._context.load_verify_locations(path)
-        self._context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
+        # A context keeps the first list of an issuer, so this takes a new one.
+        self._context = _server_context(self._identity, self.authority, path)
 
     def _first_topic(self) -> str:
         return min(self._world.topics) if self._world.topics else "com.example.app"
@@ -650,20 +657,28 @@ def _draw_id(source: random.Random) -> str:
     return "".join(source.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789", k=10))
 
 
-def _server_context(authority: Authority, host: str, directory: Path) -> ssl.SSLContext:
-    names = dict.fromkeys(("localhost", "127.0.0.1", "::1", *(() if host in ("0.0.0.0", "::") else (host,))))
+def _issue_server(authority: Authority, host: str, directory: Path) -> Path:
+    """Write the server's certificate and key to a file, for its names and addresses on this machine."""
+    wildcards = ("0.0.0.0", "::")
+    names = dict.fromkeys(("localhost", "127.0.0.1", "::1", *(() if host in wildcards else (host,))))
     certificate, key = authority.issue_server(*names)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["h2"])
     path = directory / "server.pem"
     path.touch(0o600)
     path.write_bytes(certificate + key)
-    context.load_cert_chain(path)
-    path.unlink()
+    return path
+
+
+def _server_context(identity: Path, authority: Authority, revoked: Path | None = None) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["h2"])
+    context.load_cert_chain(identity)
     # APNs asks every client for a certificate and takes none as an answer.
     context.verify_mode = ssl.CERT_OPTIONAL
     context.load_verify_locations(cadata=authority.ca_pem.decode())
+    if revoked is not None:
+        context.load_verify_locations(revoked)
+        context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
     return context
 
 
@@ -737,7 +752,7 @@ async def open_simulator(
             director=director,
             clock=clock,
             directory=directory,
-            context=_server_context(authority, host, directory),
+            identity=_issue_server(authority, host, directory),
             seed=seed,
         )
         simulator._listen(host, port)

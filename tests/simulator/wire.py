@@ -110,6 +110,8 @@ class Wire:
 
     async def read(self):
         """Read once; False at the end."""
+        if self.eof:
+            return False
         try:
             octets = await self.stream.receive_some(65_536)
         except (trio.BrokenResourceError, ssl.SSLError) as error:
