@@ -84,6 +84,8 @@ def forget_randomness():
 cdef class Push:
     """One notification on its way, and the outcome with which the task that waits for it is woken.
 
+    Raises TypeError for what is no Notification.
+
     Attributes:
       apns_id: 36 ASCII octets, the same in every attempt.
       attempts: HEADERS frames written for it, less those that were surely not processed.
@@ -255,18 +257,11 @@ def pull(iterator, queue, Collector collector not None, Py_ssize_t limit, double
             item = next(iterator)
         except StopIteration:
             return True
-        append(Push(as_notification(item), now, collector))
+        append(Push(item, now, collector))
         taken += 1
         if taken & 15 == 0 and monotonic() > until:
             break
     return False
-
-
-def as_notification(item):
-    """The item, if it is a Notification."""
-    if not isinstance(item, Notification):
-        raise TypeError(f"fastpush.Notification expected, not {type(item).__name__}")
-    return item
 
 
 @cython.final

@@ -10,7 +10,7 @@ from typing import final
 
 import trio
 
-from fastpush._connection import Collector, Push, as_notification, pull
+from fastpush._connection import Collector, Push, pull
 from fastpush.credentials import Credential, normal_environment
 from fastpush.notification import Notification, Response
 from fastpush.pool import Pool, PoolEvent, PoolStatistics
@@ -116,7 +116,7 @@ class Client:
           InvalidNotification, InvalidCredential: no topic is known, or the credential does not cover it.
         """
         pool = self._pool
-        push = Push(as_notification(notification), trio.current_time())
+        push = Push(notification, pool.now())
         pool.enqueue(push)
         if push.ended:
             await trio.lowlevel.checkpoint()
@@ -261,7 +261,7 @@ class Responses:
     async def _feed_from_async(self, notifications: AsyncIterable[Notification]) -> None:
         pool, collector = self._pool, self._collector
         async for notification in notifications:
-            pool.enqueue(Push(as_notification(notification), trio.current_time(), collector))
+            pool.enqueue(Push(notification, pool.now(), collector))
             await self._wait_for_space()
 
     async def _wait_for_space(self) -> None:
