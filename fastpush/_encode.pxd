@@ -28,9 +28,8 @@ cdef class Payload:
     cdef readonly str target_content_id
     cdef readonly str interruption_level
     cdef double relevance                       # -1.0: none
-    cdef readonly str filter_criteria
     cdef readonly bint content_changed
-    cdef readonly tuple url_args
+    cdef dict rare                              # filter_criteria and url_args, by name; None if neither is
     cdef readonly bint is_raw
     cdef bytes data_json                        # the custom keys as one JSON object, or None
     cdef bytes encoded                          # None until `to_json` is called

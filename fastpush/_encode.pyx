@@ -11,10 +11,12 @@ while JSON is written into the one shared buffer. Text never holds a lone surrog
 """
 
 cimport cython
+from cpython.ref cimport Py_INCREF, PyObject
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, strlen
+from libc.string cimport memcpy, memset, strlen
 
 from fastpush._buffer cimport Buffer, buffer_free, buffer_init, buffer_reserve
+from fastpush._vectorcall cimport PyTypeObject, call_with_tuple, newfunc, sort_arguments, vectorcallfunc
 
 import dataclasses
 import enum
@@ -555,10 +557,12 @@ cdef int write_payload(Buffer *out, Payload payload, bytes relevance, bytes volu
     write_string(out, TARGET_CONTENT_ID, payload.target_content_id)
     write_string(out, INTERRUPTION_LEVEL, payload.interruption_level)
     write_number(out, RELEVANCE_SCORE, relevance)
-    write_string(out, FILTER_CRITERIA, payload.filter_criteria)
+    if payload.rare is not None:
+        write_string(out, FILTER_CRITERIA, payload.rare.get("filter_criteria"))
     if payload.content_changed:
         write_literal(out, b'"content-changed":true,')
-    write_strings(out, URL_ARGS, payload.url_args)
+    if payload.rare is not None:
+        write_strings(out, URL_ARGS, payload.rare.get("url_args"))
     close(out, c'}')
     if payload.data_json is not None and PyBytes_GET_SIZE(payload.data_json) > 2:
         # Without its own braces: the opening one is written, the closing one comes from `close`.
@@ -575,7 +579,14 @@ cdef Py_ssize_t text_octets(str value) except -1:
     return scratch.length
 
 
-# The values.
+# The values. Each is made by the function at the end of this file that is its class's `tp_vectorcall`.
+
+cdef inline Payload blank_payload():
+    cdef Payload payload = Payload.__new__(Payload)
+    payload.badge_number = -1
+    payload.relevance = -1.0
+    return payload
+
 
 @cython.final
 @cython.freelist(64)            # made once per push where each has its own text; a burst refills 64 slots
@@ -598,35 +609,6 @@ cdef class Alert:
 
     Source: Apple, "Generating a remote notification", keys of the alert dictionary.
     """
-
-    def __cinit__(
-        self, *, object title=None, object subtitle=None, object body=None, object launch_image=None,
-        object title_loc_key=None, object title_loc_args=None, object subtitle_loc_key=None,
-        object subtitle_loc_args=None, object loc_key=None, object loc_args=None,
-        object action_loc_key=None, object summary_arg=None, object summary_arg_count=None,
-    ):
-        self.title = text("title", title)
-        self.subtitle = text("subtitle", subtitle)
-        self.body = text("body", body)
-        if (
-            launch_image is not None or title_loc_key is not None or title_loc_args is not None
-            or subtitle_loc_key is not None or subtitle_loc_args is not None
-            or loc_key is not None or loc_args is not None or action_loc_key is not None
-            or summary_arg is not None or summary_arg_count is not None
-        ):
-            self.rare = {
-                "launch_image": text("launch_image", launch_image),
-                "title_loc_key": text("title_loc_key", title_loc_key),
-                "title_loc_args": texts("title_loc_args", title_loc_args),
-                "subtitle_loc_key": text("subtitle_loc_key", subtitle_loc_key),
-                "subtitle_loc_args": texts("subtitle_loc_args", subtitle_loc_args),
-                "loc_key": text("loc_key", loc_key),
-                "loc_args": texts("loc_args", loc_args),
-                "action_loc_key": text("action_loc_key", action_loc_key),
-                "summary_arg": text("summary_arg", summary_arg),
-            }
-            if summary_arg_count is not None:
-                self.rare["summary_arg_count"] = whole_number("summary_arg_count", summary_arg_count)
 
     @property
     def launch_image(self):
@@ -764,42 +746,6 @@ cdef class Payload:
     Source: Apple, "Generating a remote notification", keys of the aps dictionary.
     """
 
-    def __cinit__(
-        self, *, object alert=None, object badge=None, object sound=None, object thread_id=None,
-        object category=None, object content_available=False, object mutable_content=False,
-        object target_content_id=None, object interruption_level=None, object relevance_score=None,
-        object filter_criteria=None, object content_changed=False, object url_args=None, object data=None,
-    ):
-        if type(alert) is Alert:
-            self.alert = alert
-        elif alert is None or isinstance(alert, str):
-            self.alert = text("alert", alert)
-        else:
-            raise invalid("alert", f"must be a str or an Alert; this is {type(alert).__name__}")
-        if type(sound) is Sound:
-            self.sound = sound
-        elif sound is None or isinstance(sound, str):
-            self.sound = text("sound", sound)
-        else:
-            raise invalid("sound", f"must be a str or a Sound; this is {type(sound).__name__}")
-        self.badge_number = whole_number("badge", badge)
-        self.thread_id = text("thread_id", thread_id)
-        self.category = text("category", category)
-        self.content_available = flag("content_available", content_available)
-        self.mutable_content = flag("mutable_content", mutable_content)
-        self.target_content_id = text("target_content_id", target_content_id)
-        if interruption_level is not None:
-            self.interruption_level = interruption(interruption_level)
-        self.relevance = fraction("relevance_score", relevance_score)
-        self.filter_criteria = text("filter_criteria", filter_criteria)
-        self.content_changed = flag("content_changed", content_changed)
-        if url_args is not None:
-            self.url_args = texts("url_args", url_args)
-        if data is not None:
-            self.data_json = encode_data(data)
-            if "aps" in data:
-                raise invalid("data", "must not hold the key 'aps', which the other arguments make")
-
     @staticmethod
     def raw(json):
         """A payload from ready JSON: one object, sent byte for byte.
@@ -822,7 +768,7 @@ cdef class Payload:
             raise invalid("json", f"of {len(octets)} bytes is not valid JSON in UTF-8") from None
         if type(value) is not dict:
             raise invalid("json", f"must be one object; this is {type(value).__name__}")
-        payload = Payload.__new__(Payload)
+        payload = blank_payload()
         payload.is_raw = True
         payload.encoded = octets
         return payload
@@ -834,6 +780,14 @@ cdef class Payload:
     @property
     def relevance_score(self):
         return None if self.relevance == -1.0 else self.relevance
+
+    @property
+    def filter_criteria(self):
+        return None if self.rare is None else self.rare.get("filter_criteria")
+
+    @property
+    def url_args(self):
+        return None if self.rare is None else self.rare.get("url_args")
 
     @property
     def data(self):
@@ -966,3 +920,101 @@ cdef tuple PAYLOAD_FIELDS = (
     "target_content_id", "interruption_level", "relevance_score", "filter_criteria", "content_changed",
     "url_args", "data",
 )
+
+
+# Making them. The arguments stand in the order of the tuples above.
+
+cdef PyObject *make_alert(PyObject *kind, PyObject **args, size_t nargsf, PyObject *kwnames) except NULL:
+    cdef PyObject *values[13]
+    cdef Alert alert
+    cdef int place
+    cdef str name
+    memset(values, 0, sizeof(values))
+    sort_arguments(values, ALERT_FIELDS, 0, 0, "Alert", args, nargsf, kwnames)
+    alert = Alert.__new__(Alert)
+    if values[0] is not NULL:
+        alert.title = text("title", <object>values[0])
+    if values[1] is not NULL:
+        alert.subtitle = text("subtitle", <object>values[1])
+    if values[2] is not NULL:
+        alert.body = text("body", <object>values[2])
+    for place in range(3, 13):
+        if values[place] is not NULL and <object>values[place] is not None:
+            name = ALERT_FIELDS[place]
+            if alert.rare is None:
+                alert.rare = {}
+            if name == "summary_arg_count":
+                alert.rare[name] = whole_number(name, <object>values[place])
+            elif name.endswith("_args"):
+                alert.rare[name] = texts(name, <object>values[place])
+            else:
+                alert.rare[name] = text(name, <object>values[place])
+    Py_INCREF(alert)
+    return <PyObject *>alert
+
+
+cdef PyObject *make_payload(PyObject *kind, PyObject **args, size_t nargsf, PyObject *kwnames) except NULL:
+    cdef PyObject *values[14]
+    cdef Payload payload
+    memset(values, 0, sizeof(values))
+    sort_arguments(values, PAYLOAD_FIELDS, 0, 0, "Payload", args, nargsf, kwnames)
+    payload = blank_payload()
+    if values[0] is not NULL:
+        alert = <object>values[0]
+        if type(alert) is Alert:
+            payload.alert = alert
+        elif alert is None or isinstance(alert, str):
+            payload.alert = text("alert", alert)
+        else:
+            raise invalid("alert", f"must be a str or an Alert; this is {type(alert).__name__}")
+    if values[1] is not NULL:
+        payload.badge_number = whole_number("badge", <object>values[1])
+    if values[2] is not NULL:
+        sound = <object>values[2]
+        if type(sound) is Sound:
+            payload.sound = sound
+        elif sound is None or isinstance(sound, str):
+            payload.sound = text("sound", sound)
+        else:
+            raise invalid("sound", f"must be a str or a Sound; this is {type(sound).__name__}")
+    if values[3] is not NULL:
+        payload.thread_id = text("thread_id", <object>values[3])
+    if values[4] is not NULL:
+        payload.category = text("category", <object>values[4])
+    if values[5] is not NULL:
+        payload.content_available = flag("content_available", <object>values[5])
+    if values[6] is not NULL:
+        payload.mutable_content = flag("mutable_content", <object>values[6])
+    if values[7] is not NULL:
+        payload.target_content_id = text("target_content_id", <object>values[7])
+    if values[8] is not NULL:
+        payload.interruption_level = interruption(<object>values[8])
+    if values[9] is not NULL:
+        payload.relevance = fraction("relevance_score", <object>values[9])
+    if values[11] is not NULL:
+        payload.content_changed = flag("content_changed", <object>values[11])
+    if values[10] is not NULL or values[12] is not NULL:
+        payload.rare = {
+            "filter_criteria": None if values[10] is NULL else text("filter_criteria", <object>values[10]),
+            "url_args": None if values[12] is NULL else texts("url_args", <object>values[12]),
+        }
+    if values[13] is not NULL and <object>values[13] is not None:
+        payload.data_json = encode_data(<object>values[13])
+        if "aps" in <object>values[13]:
+            raise invalid("data", "must not hold the key 'aps', which the other arguments make")
+    Py_INCREF(payload)
+    return <PyObject *>payload
+
+
+cdef PyObject *new_alert(PyTypeObject *kind, PyObject *args, PyObject *kwargs) except NULL:
+    return call_with_tuple(<vectorcallfunc>make_alert, <PyObject *>kind, args, kwargs)
+
+
+cdef PyObject *new_payload(PyTypeObject *kind, PyObject *args, PyObject *kwargs) except NULL:
+    return call_with_tuple(<vectorcallfunc>make_payload, <PyObject *>kind, args, kwargs)
+
+
+(<PyTypeObject *>Alert).tp_vectorcall = <vectorcallfunc>make_alert
+(<PyTypeObject *>Alert).tp_new = <newfunc>new_alert
+(<PyTypeObject *>Payload).tp_vectorcall = <vectorcallfunc>make_payload
+(<PyTypeObject *>Payload).tp_new = <newfunc>new_payload

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import enum
+import functools
 import inspect
 import json
 import math
@@ -406,12 +407,38 @@ def test_a_message_never_shows_a_text():
         assert "secret" not in str(caught.value)
 
 
+WAYS_TO_CALL = [
+    lambda kind, **fields: kind(**fields),
+    lambda kind, **fields: functools.partial(kind, **fields)(),
+    lambda kind, **fields: kind.__new__(kind, **fields),
+    lambda kind, **fields: type.__call__(kind, **fields),
+    # Texts that are equal to the names but are other objects.
+    lambda kind, **fields: kind(**{"".join(list(name)): value for name, value in fields.items()}),
+    lambda kind, **fields: kind(**dict(reversed(fields.items()))),
+]
+
+
+@pytest.mark.parametrize("call", WAYS_TO_CALL)
+def test_every_way_to_call_a_class_gives_and_refuses_the_same(call):
+    assert call(Alert, title="a", body="b", loc_key="c") == Alert(loc_key="c", body="b", title="a")
+    assert (
+        call(Payload, alert="a", badge=1, data={"x": 1}).encode() == b'{"aps":{"alert":"a","badge":1},"x":1}'
+    )
+    assert call(Payload).encode() == b'{"aps":{}}'
+    with pytest.raises(InvalidNotification, match="body must be a str"):
+        call(Alert, title="a", body=1)
+    with pytest.raises(TypeError, match=r"^Alert\(\) has no argument 'tittle'$"):
+        call(Alert, tittle="a")
+    with pytest.raises(TypeError, match=r"^Payload\(\) has no argument 'aps'$"):
+        call(Payload, badge=1, aps={})
+
+
 @pytest.mark.parametrize("kind", [Alert, Payload])
 def test_arguments_have_names(kind):
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="takes 0 arguments without a name; 1 were given"):
         kind("x")
-    with pytest.raises(TypeError):
-        kind(tittle="x")
+    with pytest.raises(TypeError, match="takes 0 arguments without a name; 1 were given"):
+        kind.__new__(kind, "x")
 
 
 # Ready JSON.

@@ -47,7 +47,7 @@ FLOORS = [
     ["_credential_files"],
     ["_apple_certificate"],
     ["errors"],
-    ["_buffer"],
+    ["_buffer", "_vectorcall"],
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

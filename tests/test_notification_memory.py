@@ -1,4 +1,4 @@
-"""No public function of the values keeps memory: each runs in a process of its own, and its rest is counted."""
+"""No public function of the values keeps memory: each runs in its own process, and the rest is counted."""
 
 from __future__ import annotations
 
