@@ -47,6 +47,8 @@ cdef inline int buffer_reserve(Buffer *buffer, Py_ssize_t room) except -1:
 
 
 cdef inline int buffer_write(Buffer *buffer, const void *octets, Py_ssize_t length) except -1:
+    if length == 0:
+        return 0        # memcpy takes no NULL, not even for nothing
     buffer_reserve(buffer, length)
     memcpy(buffer.octets + buffer.length, octets, <size_t>length)
     buffer.length += length

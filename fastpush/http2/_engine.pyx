@@ -1018,6 +1018,7 @@ cdef int take_settings(
             engine.settings_deadline = INFINITY
             if engine.decoder_table_octets < DEFAULT_HEADER_TABLE_OCTETS:
                 engine.decoder.set_limit(<uint32_t>engine.decoder_table_octets)
+                engine.memo.length = 0      # the next block must begin with a size update, RFC 7541 §4.2
         return 0
     if size % SETTING_OCTETS:
         return frame_size_error(engine, "SETTINGS", size)
