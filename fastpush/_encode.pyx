@@ -338,7 +338,7 @@ cdef bytes float_json(double value):
     return dumps(value)
 
 
-# The steps of writing, in the order of the octets. Each member ends with a comma; `close_object` takes the
+# The steps of writing, in the order of the octets. Each member ends with a comma; `close` takes the
 # last one back.
 
 cdef Buffer scratch         # one for all: nothing below runs Python code or lets go of the GIL
