@@ -477,6 +477,9 @@ class ReferenceEngine:
         for entry in self._known_settings(SETTING.iter_unpack(payload)):
             self._feed(FRAME_HEADER.pack(0, SETTING.size, SETTINGS, 0, 0) + SETTING.pack(*entry), 0)
             self._h2.clear_outbound_data_buffer()  # the acknowledgement of a part
+        # hpack would write each size in between, and so one above the final one, which no peer takes.
+        if changes := self._h2.encoder.table_size_changes:
+            changes[:] = sorted({min(changes), changes[-1]})
         self._settings_received = True
         self._take_from_h2()
         self._outgoing += FRAME_HEADER.pack(0, 0, SETTINGS, ACK, 0)

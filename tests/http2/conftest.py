@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(params=ENGINES)
 def engine(request):
     """The class of the engine under test. What h2 cannot do must fail with it, or it is off the list."""
-    name = request.node.originalname
+    name = request.node.name.replace("[h2-", "[").removesuffix("[h2]")
     if request.param == "h2" and name in NOT_ON_H2:
         request.applymarker(pytest.mark.xfail(strict=True, reason=NOT_ON_H2[name]))
     return ENGINES[request.param]
