@@ -1,0 +1,1 @@
+"""Long random runs, each a program: `python -m tests.campaigns.NAME --cases N --seed S`."""
