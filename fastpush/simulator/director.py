@@ -70,7 +70,6 @@ class ConnectionState:
     stalled_until: float = -math.inf
     trickle: f.Trickle | None = None
     timers: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
-    plan_changes: int = -1
 
 
 def state_of(connection: ServerConnection) -> ConnectionState:
@@ -109,7 +108,7 @@ class Director:
         self.monotonic = monotonic
         self._order = itertools.count()
         self._opened = 0
-        self._plan_changes = -1
+        self.script_changed()
 
     def open_connection(self, certificate: Certificate | None) -> ServerConnection:
         """Make the server's side of a new connection; its first octets are ready."""
@@ -154,19 +153,14 @@ class Director:
 
     def plan_ahead(self, connection: ServerConnection) -> None:
         """Tell a connection which requests to ask about."""
-        state = state_of(connection)
-        if self._plan_changes != self.plan.changes:
-            self._plan_changes = self.plan.changes
-            self.shared.scripted = dict.fromkeys(self.plan.device_tokens() | self.world.devices.keys())
-        state.plan_changes = self.plan.changes
         connection.latency = self.plan.steady_delay(connection.number)
         connection.ask_from = self.plan.next_request(connection.number, connection.requests)
         self.shared.ask_from = self.plan.next_overall(self.shared.requests)
 
     def script_changed(self) -> None:
-        """Devices or rules changed: what connections remember to be good is void."""
+        """Faults, devices or rules changed: what connections remember to be good is void."""
         self.shared.generation += 1
-        self._plan_changes = -1
+        self.shared.scripted = dict.fromkeys(self.plan.device_tokens() | self.world.devices.keys())
 
     # What a connection asks.
 

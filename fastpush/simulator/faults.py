@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, TypeAlias, final
 
@@ -352,6 +352,16 @@ def find_profile(name: str) -> tuple[Fault, ...]:
         raise ValueError(f"no fault profile is named {name!r}; there are {', '.join(PROFILES)}") from None
 
 
+def _all_of(faults: Iterable[FaultSource]) -> list[Fault]:
+    return [
+        each for fault in faults for each in (find_profile(fault) if isinstance(fault, str) else (fault,))
+    ]
+
+
+def _nothing() -> None:
+    pass
+
+
 @dataclass(slots=True, eq=False)
 class _Armed:
     fault: Fault
@@ -372,9 +382,9 @@ class FaultPlan:
         self._random = random.Random(seed)
         self._armed: list[_Armed] = []
         self._overall = 0
-        self.changes = 0
-        for fault in faults:
-            self.add(fault)
+        self.on_change: Callable[[], None] = _nothing
+        """Called after each change."""
+        self.add(*faults)
 
     def __iter__(self) -> Iterator[Fault]:
         return (armed.fault for armed in self._armed)
@@ -382,28 +392,37 @@ class FaultPlan:
     def __len__(self) -> int:
         return len(self._armed)
 
-    def add(self, fault: FaultSource) -> None:
-        """Put a fault, or all of a named profile, in force. One that happens at open waits for the next."""
-        faults = find_profile(fault) if isinstance(fault, str) else (fault,)
-        for each in faults:
-            armed = _Armed(each)
+    def add(self, *faults: FaultSource) -> None:
+        """Put faults, or all of a named profile, in force, on open connections too.
+
+        One that happens when a connection is opened waits for the next connection.
+
+        Raises:
+          ValueError: no profile has that name; nothing was added.
+        """
+        for fault in _all_of(faults):
+            armed = _Armed(fault)
             self._draw(armed)
             self._armed.append(armed)
-        self.changes += 1
+        self.on_change()
 
-    def remove(self, fault: FaultSource) -> None:
-        """Take a fault, or all of a profile, out again; ValueError if it is not in force."""
-        for each in find_profile(fault) if isinstance(fault, str) else (fault,):
-            found = [armed for armed in self._armed if armed.fault == each]
+    def remove(self, *faults: FaultSource) -> None:
+        """Take faults, or all of a profile, out again.
+
+        Raises:
+          ValueError: one is not in force, or no profile has that name.
+        """
+        for fault in _all_of(faults):
+            found = [armed for armed in self._armed if armed.fault == fault]
             if not found:
-                raise ValueError(f"not in force: {each!r}")
+                raise ValueError(f"not in force: {fault!r}")
             self._armed.remove(found[0])
-        self.changes += 1
+        self.on_change()
 
     def clear(self) -> None:
         """Take all out. What has begun (a stall, a trickle) goes on to its end."""
         self._armed.clear()
-        self.changes += 1
+        self.on_change()
 
     def fired(self, fault: Fault) -> int:
         """Tell how often a fault has happened."""

@@ -323,6 +323,7 @@ class Simulator:
         self._connections: set[_Connection] = set()
         self._opened = 0
         self._team_id = _draw_id(random.Random(seed))
+        plan.on_change = self._replan
 
     def __repr__(self) -> str:
         return f"<Simulator {self.host}:{self.port}, {len(self._connections)} connections>"
@@ -485,18 +486,7 @@ class Simulator:
         self._world.devices[device_token.lower().encode()] = device
         self._replan()
 
-    # Faults and live control.
-
-    def add_fault(self, *faults: FaultSource) -> None:
-        """Put faults or named profiles in force now, on open connections too."""
-        for fault in faults:
-            self.faults.add(fault)
-        self._replan()
-
-    def clear_faults(self) -> None:
-        """Take all faults out of force."""
-        self.faults.clear()
-        self._replan()
+    # Live control.
 
     def _replan(self) -> None:
         self.director.script_changed()

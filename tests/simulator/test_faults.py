@@ -113,9 +113,9 @@ class TestWhen:
     async def test_from_now_on_and_no_longer(self):
         async with faulty() as wire:
             assert (await wire.push()).status == 200
-            wire.simulator.add_fault("internal-error")
+            wire.simulator.faults.add("internal-error")
             assert (await wire.push()).reason == "InternalServerError"
-            wire.simulator.clear_faults()
+            wire.simulator.faults.clear()
             assert (await wire.push()).status == 200
 
     def test_a_wrong_condition_is_told(self):
