@@ -207,11 +207,13 @@ class ReferenceEngine:
 
     @property
     def send_window(self) -> int:
-        return max(0, self._h2.outbound_flow_control_window)
+        waiting = sum(len(stream.waiting) for stream in self._streams.values())
+        return max(0, self._h2.outbound_flow_control_window - waiting)
 
     @property
     def window_blocked(self) -> bool:
-        return self.send_window == 0 or any(stream.waiting for stream in self._streams.values())
+        used_up = self._h2.outbound_flow_control_window <= 0
+        return used_up or any(stream.waiting for stream in self._streams.values())
 
     @property
     def requests_sent(self) -> int:
@@ -223,7 +225,7 @@ class ReferenceEngine:
 
     def room(self) -> int:
         # DATA waits for the connection's window only where that is used up: `_send_waiting` saw to it.
-        if self._closed or self.draining or self.send_window == 0:
+        if self._closed or self.draining or self._h2.outbound_flow_control_window <= 0:
             return 0
         unused_ids = (self._limits.last_stream_id - self._next_stream_id) // 2 + 1
         return max(0, min(self.stream_limit - len(self._streams), unused_ids))

@@ -238,7 +238,9 @@ class Judge:
             if len(set(lengths)) > 1 or not re.fullmatch(rb"[0-9]{1,18}", lengths[0]):
                 self.end(stream)
                 return
-            stream.announced = int(lengths[0])
+            stream.announced = (
+                int(lengths[0]) if status != 304 else None
+            )  # it tells of a body that does not come
         self.check_length(stream, flags)
 
     def fields_are_good(self, fields, pseudo):

@@ -213,6 +213,7 @@ class Connection(RuleBasedStateMachine):
         assert engine.streams_open == len(self.windows)
         assert engine.stream_limit == self.limit
         assert engine.room() == self.room()
+        assert engine.send_window == max(0, self.window - sum(self.waiting.values()))
         assert engine.draining == (self.last is not None)
         assert engine.window_blocked == (self.window <= 0 or any(self.waiting.values()))
         assert engine.requests_sent == len(story.requests)
