@@ -164,8 +164,7 @@ cdef class CompiledEngine:
     cdef bint block_pseudo              # it has a pseudo-header field
     cdef int64_t block_content_length   # -1: not given
     cdef bytes block_packed
-    cdef Buffer memo                    # its octets while they may stand for the same fields; empty otherwise
-    cdef uint32_t memo_generation
+    cdef Buffer memo                    # its octets while they stand for the same fields; empty otherwise
 
     cdef Py_ssize_t count_room(self) noexcept
     cdef int64_t open_stream(
