@@ -314,28 +314,34 @@ async def _connect(host: str, port: int) -> trio.socket.SocketType:
         raise TransportError(f"no address for {host}: {_words(error)}") from error
     winners: list[trio.socket.SocketType] = []
     errors: list[OSError] = []
-    async with trio.open_nursery() as nursery:
+    try:
+        async with trio.open_nursery() as nursery:
 
-        async def attempt(family: int, address: object, failed: trio.Event) -> None:
-            sock = trio.socket.socket(family, socket.SOCK_STREAM)
-            try:
-                await sock.connect(address)
-            except OSError as error:
-                sock.close()
-                errors.append(error)
-                failed.set()
-            except BaseException:
-                sock.close()
-                raise
-            else:
-                winners.append(sock)
-                nursery.cancel_scope.cancel()
+            async def attempt(family: int, address: object, failed: trio.Event) -> None:
+                sock = trio.socket.socket(family, socket.SOCK_STREAM)
+                try:
+                    await sock.connect(address)
+                except OSError as error:
+                    sock.close()
+                    errors.append(error)
+                    failed.set()
+                except BaseException:
+                    sock.close()
+                    raise
+                else:
+                    winners.append(sock)
+                    nursery.cancel_scope.cancel()
 
-        for family, _, _, _, address in _in_turn(found):
-            failed = trio.Event()
-            nursery.start_soon(attempt, family, address, failed)
-            with trio.move_on_after(STAGGER):
-                await failed.wait()
+            for family, _, _, _, address in _in_turn(found):
+                failed = trio.Event()
+                nursery.start_soon(attempt, family, address, failed)
+                with trio.move_on_after(STAGGER):
+                    await failed.wait()
+    except BaseException:
+        # Cancelled from outside just when one had connected.
+        for sock in winners:
+            sock.close()
+        raise
     for late in winners[1:]:
         late.close()
     if not winners:
