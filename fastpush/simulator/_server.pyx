@@ -834,7 +834,8 @@ cdef class ServerConnection:
             buffer_write(&stream.body, payload, length)
             self.remember_reset(stream_id, False)
             self.end_request(stream, NULL, 0, now)
-            self.write_rst_stream(stream_id, NO_ERROR)
+            if stream_id not in self.streams:
+                self.write_rst_stream(stream_id, NO_ERROR)
             return 0
         buffer_write(&stream.body, payload, length)
         return 0

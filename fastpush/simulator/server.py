@@ -85,31 +85,27 @@ class _Connection:
         self.http: ServerConnection | None = None
 
     async def run(self) -> None:
-        try:
-            with trio.move_on_after(HANDSHAKE_WITHIN) as deadline:
-                await self._handshake()
-            if deadline.cancelled_caught:
-                raise _Broken
-        except (_Broken, OSError):
-            self._simulator.handshakes_failed += 1
-            with contextlib.suppress(OSError):
-                await self._linger()
-            self._socket.close()
-            return
-        http = self.http = self._director.open_connection(self._certificate())
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._until_done, self._keep_time, nursery.cancel_scope)
-                await self._until_done(self._read, nursery.cancel_scope)
-            http.connection_lost()
-            self._simulator.ledger.flush()
+        """Serve it to its end."""
+        with self._socket:
+            try:
+                with trio.fail_after(HANDSHAKE_WITHIN):
+                    await self._handshake()
+            except (_Broken, OSError, trio.TooSlowError):
+                self._simulator.handshakes_failed += 1
+                with contextlib.suppress(OSError):
+                    await self._linger()
+                return
+            http = self.http = self._director.open_connection(self._certificate())
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._until_done, self._keep_time, nursery.cancel_scope)
+                    await self._until_done(self._read, nursery.cancel_scope)
+            finally:
+                http.connection_lost()
+                self._simulator.ledger.flush()
             if http.closing:
                 with contextlib.suppress(OSError):
                     await self._end(http.closing)
-        finally:
-            http.connection_lost()
-            self._simulator.ledger.flush()
-            self._socket.close()
 
     def ring(self) -> None:
         """Something happened outside of reading: time or a hand has changed the connection."""
@@ -620,8 +616,8 @@ class Simulator:
                     with contextlib.suppress(trio.ClosedResourceError):
                         await trio.lowlevel.wait_readable(listener)
                 except OSError:
-                    # The client was gone before we came, or `refuse_connections` was called.
-                    await trio.lowlevel.checkpoint()
+                    # The client was gone before we came, or there is no file descriptor left.
+                    await trio.sleep(0.01)
                 else:
                     sock.setblocking(False)
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

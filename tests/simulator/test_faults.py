@@ -7,6 +7,7 @@ import ssl
 import pytest
 import trio
 from hyperframe.frame import (
+    DataFrame,
     GoAwayFrame,
     HeadersFrame,
     PingFrame,
@@ -413,6 +414,16 @@ class TestTheConnection:
                 await wire.answer(stream_id)
             order = [frame.stream_id for frame in wire.all(HeadersFrame)]
             assert sorted(order) == streams != order
+
+    async def test_a_body_far_too_long_is_answered_late_and_not_reset_before(self, mock_clock):
+        async with faulty(Delay(seconds=2.0)) as wire:
+            stream_id, octets = wire.request_frames(body=b"{" + bytes(16_000))
+            octets = octets[:-16_010] + DataFrame(stream_id, bytes(16_000)).serialize() * 2
+            await wire.stream.send_all(octets)
+            await wire.settle()
+            assert not wire.answers[stream_id].settled
+            mock_clock.jump(3.0)
+            assert (await wire.answer(stream_id)).reason == "PayloadTooLarge"
 
     async def test_a_request_reset_while_it_waits_is_never_processed(self, mock_clock):
         async with faulty(Delay(seconds=2.0)) as wire:

@@ -2,6 +2,7 @@
 
 import ssl
 import uuid
+import warnings
 
 import httpx
 import pytest
@@ -85,6 +86,21 @@ async def test_a_ping_is_answered_with_its_octets(simulator, key):
 async def test_a_client_without_alpn_is_served_by_prior_knowledge(simulator, key):
     async with open_wire(simulator, key, alpn=False) as wire:
         assert (await wire.push()).status == 200
+
+
+async def test_tls_1_2_is_enough_and_1_1_is_not(simulator, key):
+    context = client_context(simulator)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    async with open_wire(simulator, key, context=context) as wire:
+        assert (await wire.push()).status == 200
+    offered = client_context(simulator)
+    offered.set_ciphers("DEFAULT:@SECLEVEL=0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        offered.minimum_version = offered.maximum_version = ssl.TLSVersion.TLSv1_1
+    with pytest.raises(trio.BrokenResourceError):
+        async with open_wire(simulator, key, context=offered):
+            pass
 
 
 async def test_a_client_of_http_1_gets_no_connection(simulator):
