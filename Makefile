@@ -9,6 +9,8 @@ EXTENSIONS := $(shell find fastpush -name '*.pyx' -o -name '*.pxd')
 STUBBED := $(subst /,.,$(basename $(shell find fastpush -name '*.pyi')))
 # More arguments for the command that the target runs, such as: make test ARGS='-k hpack -x'
 ARGS ?=
+# How many random cases a campaign tries.
+CASES ?= 1000000
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
@@ -68,8 +70,8 @@ format: build
 	@$(BIN)/python -m ruff check --fix-only
 	@$(BIN)/python -m ruff format
 
-campaigns: build $(VENV)/tools
-	@$(BIN)/python -m pytest -m campaign --override-ini addopts='--strict-markers --strict-config -ra' $(ARGS)
+campaigns: build
+	@$(BIN)/python -m tests.campaigns.hpack --cases $(CASES) $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
