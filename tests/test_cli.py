@@ -275,6 +275,17 @@ def test_without_a_credential_it_says_which_to_give(tmp_path: Path) -> None:
     assert "Traceback" not in missing.stderr
 
 
+def test_without_a_topic_it_asks_for_one(apns: Simulate) -> None:
+    done = fastpush("send", *apns.reached()[:-2], "--title", "x", DEVICE_TOKEN)
+    assert (done.returncode, "Give --topic" in done.stderr) == (2, True)
+
+
+def test_what_an_option_says_to_the_client_is_checked_too(apns: Simulate) -> None:
+    for option, value in [("--proxy", "ftp://proxy:1"), ("--ca-file", "/nowhere/ca.pem")]:
+        done = fastpush("send", *apns.reached(), option, value, "--title", "x", DEVICE_TOKEN)
+        assert (done.returncode, done.stderr.count("Traceback")) == (2, 0), done.stderr
+
+
 def test_a_secret_never_shows(apns: Simulate, tmp_path: Path) -> None:
     secret = tmp_path / "password"
     secret.write_text("correct horse battery staple\n")
@@ -297,6 +308,7 @@ def test_a_host_that_does_not_answer_is_told_in_time(apns: Simulate) -> None:
     done = fastpush("send", *reached, "--connect-within", "1", "--title", "x", DEVICE_TOKEN)
     assert done.returncode == 1
     assert "no connection within 1 s: 127.0.0.1" in done.stderr
+    assert done.stderr.count("no good connection") <= 1
     assert "Traceback" not in done.stderr
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import click
 
+from fastpush.cli.running import show_warnings
 from fastpush.cli.send import send
 from fastpush.cli.simulate import simulate
 
@@ -17,6 +18,7 @@ __all__ = ["main"]
 @click.version_option(package_name="fastpush", message="%(prog)s %(version)s")
 def main() -> None:
     """Send Apple push notifications, or pretend to be APNs."""
+    show_warnings()
 
 
 main.add_command(send)

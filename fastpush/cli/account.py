@@ -13,7 +13,7 @@ import orjson
 
 from fastpush.notification import Response
 
-__all__ = ["Account", "Meter", "Results", "open_meter"]
+__all__ = ["Account", "Meter", "Results", "open_meter", "reason_of"]
 
 OUTCOMES = ("accepted", "rejected", "expired", "not_sent", "unknown")
 _MOST_REASONS = 100
@@ -28,6 +28,13 @@ class Ending(NamedTuple):
     reason: str | None
 
 
+def reason_of(response: Response) -> str | None:
+    """APNs' word where it gave one, else why there is no verdict."""
+    if response.reason is None and response.error is not None:
+        return str(response.error)
+    return response.reason
+
+
 class Account:
     """Counts endings. Reasons are the server's words, so only so many different ones are kept apart."""
 
@@ -37,7 +44,7 @@ class Account:
         self.began = time.monotonic()
 
     def add(self, response: Response) -> None:
-        ending = Ending(response.outcome, response.status, response.reason)
+        ending = Ending(response.outcome, response.status, reason_of(response))
         if ending not in self.endings and len(self.endings) >= _MOST_REASONS:
             ending = Ending(response.outcome, None, _OTHER)
         self.endings[ending] += 1
@@ -85,10 +92,14 @@ class Account:
                 for ending, part in self.endings.most_common():
                     if ending.outcome == outcome and (ending.reason or ending.status not in (None, 200)):
                         text = " ".join(str(word) for word in (ending.status, ending.reason) if word)
-                        lines.append(f"{part:>16,}  {text}"[:80])
+                        lines.append(f"{part:>16,}  {shortened(text, 62)}")
         if self.invalid:
             lines.append(f"{self.invalid:>12,}  not sent: the line is no notification")
         return "\n".join(lines)
+
+
+def shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def counted(count: int, noun: str) -> str:
@@ -109,7 +120,7 @@ class Results:
             "apns_id": response.apns_id,
             "outcome": response.outcome,
             "status": response.status,
-            "reason": response.reason,
+            "reason": reason_of(response),
         }
         if response.unregistered_at is not None:
             record["unregistered_at"] = response.unregistered_at

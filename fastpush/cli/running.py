@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
@@ -58,6 +60,30 @@ async def on_interrupt(
         task_status.started()
         async for _ in signals:
             function()
+
+
+class _Troubles(logging.Handler):
+    """Writes what the library warns of to standard error; the same words once a while."""
+
+    EVERY = 10.0
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._told: dict[str, float] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text, now = record.getMessage(), time.monotonic()
+        self._told = {told: at for told, at in self._told.items() if now - at < self.EVERY}
+        if text not in self._told:
+            self._told[text] = now
+            write_note(text)
+
+
+def show_warnings() -> None:
+    """Have warnings of the library reach the person at the keyboard, as plain lines."""
+    logger = logging.getLogger("fastpush")
+    logger.addHandler(_Troubles())
+    logger.propagate = False
 
 
 def write_json(value: dict[str, Any]) -> None:

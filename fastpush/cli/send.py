@@ -14,7 +14,7 @@ import click
 import orjson
 import trio
 
-from fastpush.cli.account import Account, Results, open_meter
+from fastpush.cli.account import Account, Results, open_meter, reason_of
 from fastpush.cli.lines import Source
 from fastpush.cli.running import INTERRUPTED, Failure, Misuse, on_interrupt, run, write_json, write_note
 from fastpush.client import Client, open_client
@@ -172,6 +172,8 @@ def send(
     if source is None and not device_tokens:
         raise click.UsageError("Give at least one device token, or --from FILE.")
     credential = load_credential(key, key_id, team_id, certificate, certificate_key, password_file)
+    if source is None and topic is None and getattr(credential, "default_topic", None) is None:
+        raise click.UsageError("Give --topic, the app's bundle id.")
     notifications = list(compose(device_tokens, content)) if source is None else source
     options = Options(
         credential, topic, environment, host, port, ca_file, proxy, max_connections, connect_within,
@@ -295,29 +297,36 @@ class Run:
 
     async def main(self) -> int:
         """Send everything, print the summary, and return the exit code."""
-        options = self.options
-        try:
-            async with trio.open_nursery() as nursery:
-                await nursery.start(on_interrupt, self.interrupt)
-                with self.patience:
-                    async with open_client(
-                        options.credential,
-                        topic=options.topic,
-                        environment=options.environment,
-                        host=options.host,
-                        port=options.port,
-                        ca_file=options.ca_file,
-                        proxy=options.proxy,
-                        max_connections=options.max_connections,
-                        listener=self.listen,
-                    ) as client:
-                        await self.connect(client)
-                        await self.send_all(client)
-                nursery.cancel_scope.cancel()
-        except* (InvalidCredential, ValueError) as group:
-            raise Misuse(str(group.exceptions[0])) from None
+        async with trio.open_nursery() as nursery:
+            await nursery.start(on_interrupt, self.interrupt)
+            with self.patience:
+                async with contextlib.AsyncExitStack() as stack:
+                    client = await self.open(stack)
+                    await self.connect(client)
+                    await self.send_all(client)
+            nursery.cancel_scope.cancel()
         self.close_account()
         return self.report()
+
+    async def open(self, stack: contextlib.AsyncExitStack) -> Client:
+        """Open the client; what it refuses is the fault of an option."""
+        options = self.options
+        try:
+            return await stack.enter_async_context(
+                open_client(
+                    options.credential,
+                    topic=options.topic,
+                    environment=options.environment,
+                    host=options.host,
+                    port=options.port,
+                    ca_file=options.ca_file,
+                    proxy=options.proxy,
+                    max_connections=options.max_connections,
+                    listener=self.listen,
+                )
+            )
+        except ValueError as error:
+            raise Misuse(str(error)) from None
 
     async def connect(self, client: Client) -> None:
         """Wait for the first connection, so that a wrong host is told and not waited for."""
@@ -420,7 +429,7 @@ def describe(response: Response) -> str:
     shown = f"{device_token[:4]}…{device_token[-4:]}"
     if response.accepted:
         return f"{shown}  accepted, apns-id {response.apns_id}"
-    words = [str(word) for word in (response.status, response.reason or response.error) if word]
+    words = [str(word) for word in (response.status, reason_of(response)) if word]
     cure = CURES.get(response.reason or "", "")
     return f"{shown}  {response.outcome.replace('_', ' ')}: {' '.join(words)}" + (
         f"\n  {cure}" if cure else ""
