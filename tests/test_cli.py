@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from fastpush.cli import main
 from fastpush.cli.lines import MAX_LINE_OCTETS, BadLine, Splitter, parse_line
 
 FASTPUSH = [sys.executable, "-m", "fastpush"]
@@ -203,7 +205,7 @@ sys.exit(code)
 def test_memory_does_not_grow_with_the_file(apns: Simulate, tmp_path: Path) -> None:
     """Ten times the lines, and no tenth more memory at the peak; the summary says that all were sent."""
     peaks = []
-    for times in (2, 20):
+    for times in (1, 10):
         source = tmp_path / f"{times}.ndjson"
         source.write_bytes(ALARMS.read_bytes() * times)
         measured = subprocess.run(
@@ -259,10 +261,10 @@ def test_rejections_are_summed_up_by_reason(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_use_is_exit_code_2_and_says_what(apns: Simulate, arguments: list[str], message: str) -> None:
-    done = fastpush("send", *apns.reached(), *arguments)
-    assert done.returncode == 2, done.stderr
+    """Refused before anything is opened, so it needs no process."""
+    done = CliRunner().invoke(main, ["send", *apns.reached(), *arguments], prog_name="fastpush")
+    assert done.exit_code == 2, done.stderr
     assert message in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 def test_without_a_credential_it_says_which_to_give(tmp_path: Path) -> None:
