@@ -31,8 +31,8 @@ def device_tokens(seed: int, count: int) -> Iterator[str]:
 
 
 def alert_body(index: int) -> str:
-    """The text of the push with this number; of one length for all numbers below 100 million."""
-    return TEXT % index
+    """The text of the push with this number: a device of the network, and what befell it."""
+    return DEVICES[index % len(DEVICES)] + REMARK
 
 
 def content(index: int) -> dict[str, Any]:
@@ -51,14 +51,9 @@ def body(index: int) -> bytes:
     return json.dumps(content(index), separators=(",", ":")).encode()
 
 
-def _text() -> str:
-    """Fill the alert's text up, so that the encoded payload has its size."""
-    start = "sw-core-%08d: no answer for 60 seconds"
-    empty = {"aps": {"alert": {"title": TITLE, "body": start % 0}, "sound": SOUND, "thread-id": THREAD_ID}}
-    missing = BODY_OCTETS - len(json.dumps(empty, separators=(",", ":")))
-    filler = "; last seen on port 48, rack 12, row 3, hall 2 of the data centre in Frankfurt am Main"
-    assert 0 <= missing <= len(filler)
-    return start + filler[:missing]
-
-
-TEXT = _text()
+# Ten thousand names, made ahead: a name is at hand where an alarm is raised, only the text is put together.
+DEVICES = [f"sw-core-{number:08d}" for number in range(10_000)]
+# With it the encoded payload has its size.
+REMARK = (
+    ": no answer for 60 seconds; last seen on port 48, rack 12, row 3, hall 2 of the data centre in Frankf"
+)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_every_body_has_the_size_that_is_named():
-    for index in (0, 1, 99_999_999):
+    for index in (0, 1, 9_999, 10_000_000):
         assert len(data.body(index)) == data.BODY_OCTETS == 220
     assert data.body(1) != data.body(2)
 

@@ -6,7 +6,8 @@ const fs = require('node:fs');
 const job = JSON.parse(process.argv[process.argv.length - 1]);
 const TOPIC = 'com.example.opmanager';
 const EXPIRATION = 4102444800;
-const FILLER = '; last seen on port 48, rack 12, row 3, hall 2 of the data centre in Frankf';
+const DEVICES = Array.from({ length: 10000 }, (_, number) => `sw-core-${String(number).padStart(8, '0')}`);
+const REMARK = ': no answer for 60 seconds; last seen on port 48, rack 12, row 3, hall 2 of the data centre in Frankf';
 
 function rss() { return process.memoryUsage.rss(); }
 
@@ -17,12 +18,11 @@ for (let index = 0; index < job.warm_up + job.pushes; index += 1) {
 }
 const tokenOctets = rss() - before;
 
-// The text of `alert_body` in data.py; its length is checked there and here.
+// The content of data.py; a test compares the two.
 function content(index) {
-  const number = String(index).padStart(8, '0');
   return {
     aps: {
-      alert: { title: 'Core switch down', body: `sw-core-${number}: no answer for 60 seconds${FILLER}` },
+      alert: { title: 'Core switch down', body: DEVICES[index % DEVICES.length] + REMARK },
       sound: 'default',
       'thread-id': 'opmanager-core',
     },

@@ -8,6 +8,7 @@ awaited  `send`, awaited by as many tasks as there are streams; a payload and an
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,21 +21,23 @@ from benchmarks.contenders.stopwatch import Contest
 
 
 def notifications(device_tokens: Iterable[str]) -> Iterator[fastpush.Notification]:
-    """Make everything anew for each push."""
-    for index, device_token in enumerate(device_tokens):
-        yield notification(device_token, index)
-
-
-def notification(device_token: str, index: int) -> fastpush.Notification:
-    alert = fastpush.Alert(title=data.TITLE, body=data.TEXT % index)
-    payload = fastpush.Payload(alert=alert, sound=data.SOUND, thread_id=data.THREAD_ID)
-    return fastpush.Notification(
-        device_token, payload, push_type=data.PUSH_TYPE, priority=data.PRIORITY, expiration=data.EXPIRATION
-    )
+    """Make everything anew for each push: the text, the alert, the payload, the notification."""
+    devices = itertools.cycle(data.DEVICES)
+    for device_token, device in zip(device_tokens, devices, strict=False):
+        alert = fastpush.Alert(title=data.TITLE, body=device + data.REMARK)
+        payload = fastpush.Payload(alert=alert, sound=data.SOUND, thread_id=data.THREAD_ID)
+        yield fastpush.Notification(
+            device_token,
+            payload,
+            push_type=data.PUSH_TYPE,
+            priority=data.PRIORITY,
+            expiration=data.EXPIRATION,
+        )
 
 
 def notifications_of_one_payload(device_tokens: Iterable[str]) -> Iterator[fastpush.Notification]:
-    payload = notification("00" * 32, 0).payload
+    alert = fastpush.Alert(title=data.TITLE, body=data.alert_body(0))
+    payload = fastpush.Payload(alert=alert, sound=data.SOUND, thread_id=data.THREAD_ID)
     for device_token in device_tokens:
         yield fastpush.Notification(
             device_token,
