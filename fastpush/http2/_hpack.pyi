@@ -7,7 +7,6 @@ class Indexing(IntEnum):
     PLAIN = 1
     NEVER = 2
 
-
 class HpackError(Exception): ...
 
 class HeaderListOverflow(Exception):
