@@ -256,7 +256,7 @@ class Engine(Protocol):
         """
 
     def connection_lost(self, reason: str) -> list[Event]:
-        """The transport ended. Open streams end as not processed above a GOAWAY's last id, else as unknown."""
+        """The transport ended. Open streams end as not processed above GOAWAY's last id, else as unknown."""
 
     def check_time(self, now: float) -> list[Event]:
         """Enforce what has a deadline: SETTINGS unacknowledged is SETTINGS_TIMEOUT (RFC 9113 §6.5.3)."""
