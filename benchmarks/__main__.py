@@ -14,9 +14,10 @@ from benchmarks.servers import NotInstalled
 NAMES = {
     "micro": "nanoseconds of the parts: values, JSON, the HTTP/2 engine; no sockets",
     "send": "CPU, rate and memory of a push, beside h2load and the peers, on haproxy",
+    "simulator": "the simulated APNs: requests a second on one processor",
     "soak": "memory over ten million pushes; takes minutes",
 }
-USUAL = ("micro", "send")
+USUAL = ("micro", "send", "simulator")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 from benchmarks.contenders import H2LOAD, Contender, Job, Report
 from benchmarks.servers import Server
 
+ROOT = Path(__file__).parent.parent
 CONTENDER_WITHIN = 600.0  # seconds a contender may take
 
 
@@ -105,33 +106,14 @@ def run_rounds(
 
 
 def run_one(contender: Contender, server: Server, job: Job, cores: Cores) -> Report:
-    """Run the contender in a process of its own and compare its count with the sink's.
+    """Run the contender and compare its count with the sink's.
 
     Raises:
       NoFigure: it ended badly, not all pushes were accepted, or the sink counts another number of
         answers or of connections.
     """
-    command = [*contender.command, job.to_json()]
-    if cores.client is not None:
-        command = ["taskset", "-c", str(cores.client), *command]
     before = server.tally()
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=CONTENDER_WITHIN,
-            check=False,
-            cwd=Path(__file__).parent.parent,
-            env=os.environ | contender.environment,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise NoFigure(str(error).replace(job.to_json(), "…")) from None
-    if done.returncode != 0:
-        lines = done.stderr.strip().splitlines() or ["no message"]
-        raise NoFigure(f"ended with {done.returncode}: {lines[-1][:200]}")
-    report = Report(**json.loads(done.stdout.splitlines()[-1]))
+    report = run_alone(contender, job, cores)
     after = server.tally()
     expected = job.pushes + job.warm_up
     if report.accepted != expected:
@@ -141,6 +123,34 @@ def run_one(contender: Contender, server: Server, job: Job, cores: Cores) -> Rep
     if after.connections - before.connections != 1:
         raise NoFigure(f"it used {after.connections - before.connections} connections, not 1")
     return report
+
+
+def run_alone(contender: Contender, job: Job, cores: Cores) -> Report:
+    """Run the contender in a process of its own, and take its word.
+
+    Raises:
+      NoFigure: it ended badly; the message has its last line.
+    """
+    command = [*contender.command, job.to_json()]
+    if cores.client is not None:
+        command = ["taskset", "-c", str(cores.client), *command]
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=CONTENDER_WITHIN,
+            check=False,
+            cwd=ROOT,
+            env=os.environ | contender.environment,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NoFigure(str(error).replace(job.to_json(), "…")) from None
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        raise NoFigure(f"ended with {done.returncode}: {lines[-1][:200]}")
+    return Report(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def figures_of(row: Row, rows: dict[str, Row], pushes: int, h2load_pushes: int) -> Figures | None:

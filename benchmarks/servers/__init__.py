@@ -54,6 +54,8 @@ class Tally:
     """Connections taken, by haproxy alone."""
     body_octets: int | None = None
     """Octets of request bodies, with haproxy also of header fields; None where there is no count."""
+    cpu_seconds: float | None = None
+    """User and system time of the server since it listened; None where it does not say."""
 
 
 class Server:
@@ -296,6 +298,31 @@ def nghttpd(directory: Path) -> Iterator[Server]:
         yield server
 
 
+# Our own, for its speed beside the others.
+
+
+@contextmanager
+def simulator(directory: Path, *, core: int | None = None) -> Iterator[Server]:
+    """Start `simulator_server.py`: fastpush's simulated APNs, keeping counts only."""
+    import fastpush
+
+    port = free_port()
+    ca_file = directory / "ca.pem"
+    command = [sys.executable, "-m", "benchmarks.servers.simulator_server", LOOPBACK, str(port), str(ca_file)]
+    with started(
+        command,
+        name="simulator",
+        version=getattr(fastpush, "__version__", "of this checkout"),
+        port=port,
+        ca_file=ca_file,
+        directory=directory,
+        core=core,
+        count=printed_tally,
+    ) as server:
+        yield server
+
+
+# The servers of others: what the interoperability tests go through.
 ALL = {"nginx": nginx, "haproxy": haproxy, "node": node, "hypercorn": hypercorn, "nghttpd": nghttpd}
 
 
