@@ -14,6 +14,7 @@ CASES ?= 1000000
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
 .PHONY: help build run test bench lint format campaigns clean
 
 help:
