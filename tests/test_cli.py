@@ -365,6 +365,7 @@ def test_a_second_ctrl_c_does_not_wait_for_answers(tmp_path: Path) -> None:
         said = process.stderr.read().decode()
     assert process.returncode == 130, said
     assert summary["unknown"] > 0
+    assert "did not wait" in said
     records += rest
     assert sorted(record["line"] for record in records) == list(range(1, summary["lines"] + 1))
     assert "Traceback" not in said

@@ -414,7 +414,9 @@ class Run:
         else:
             click.echo(account.as_text())
         if interrupted:
-            write_note(f"interrupted{'' if source is None else f' after line {source.read:,}'}")
+            where = "" if source is None else f" after line {source.read:,}"
+            given_up = "; did not wait for what was on its way" if self.patience.cancelled_caught else ""
+            write_note(f"interrupted{where}{given_up}")
             return INTERRUPTED
         if self.refused is not None:
             write_note(f"APNs refuses the credential: {self.refused}")
