@@ -6,10 +6,7 @@ import fastpush.http2
 from fastpush.http2.reference import ReferenceEngine
 
 from .not_on_h2 import NOT_ON_H2
-
-pytest.register_assert_rewrite("tests.http2.story")
-
-from .story import Story  # noqa: E402
+from .story import Story
 
 ENGINES = {"compiled": fastpush.http2.CompiledEngine, "h2": ReferenceEngine}
 
