@@ -407,6 +407,79 @@ def test_the_fields_of_an_end_made_by_hand_are_checked():
     assert StreamEnded.__new__(StreamEnded).fields == ()
 
 
+@pytest.mark.parametrize("octet", [b"\0", b"\r", b"\n"])
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 36])
+def test_a_forbidden_octet_is_found_wherever_it_is(octet, length):
+    """RFC 9113 §8.2.1. A tab is none, though it is nearly as small."""
+    peer = Peer()
+    template = peer.template()
+    good = b"\x88\x00\x01a" + bytes([length + 2]) + b"v" + b"\t" * length + b"v"
+    (ended,) = peer.receive(frames.header_block(peer.push(template), good, end_stream=True))
+    assert ended.field(b"a") == b"v" + b"\t" * length + b"v"
+    for place in range(length):
+        value = b"v" * place + octet + b"v" * (length - place - 1)
+        block = b"\x88\x00\x01a" + bytes([length]) + value
+        (ended,) = peer.receive(frames.header_block(peer.push(template), block, end_stream=True))
+        assert (ended.status, ended.processed, ended.error_code) == (None, None, ErrorCode.PROTOCOL_ERROR)
+
+
+def test_304_has_a_content_length_and_no_body():
+    """RFC 9110 §8.6: it says what a 200 would have."""
+    peer = Peer()
+    fields = [(b"content-length", b"17")]
+    answer = frames.ServerFrames().headers(peer.push(peer.template()), 304, fields, end_stream=True)
+    (ended,) = peer.receive(answer)
+    assert (ended.status, ended.error_code, ended.reason) == (304, None, "")
+
+
+def test_refusals_of_headers_and_then_of_their_data_are_no_flood():
+    """Row 11 with all streams at once: two RST_STREAM to each, within a second."""
+    peer = Peer()
+    template = peer.template()
+    ids = [peer.push(template) for _ in range(1_000)]
+    octets = [
+        frames.rst_stream(stream_id, code)
+        for stream_id in ids
+        for code in (ErrorCode.REFUSED_STREAM, ErrorCode.STREAM_CLOSED)
+    ]
+    events = peer.receive(b"".join(octets))
+    assert [(event.stream_id, event.processed) for event in events] == [
+        (stream_id, False) for stream_id in ids
+    ]
+    assert not peer.engine.closed
+    # A third one to each is beyond what any server has a reason for.
+    events = peer.receive(b"".join(frames.rst_stream(stream_id, ErrorCode.CANCEL) for stream_id in ids))
+    assert [event.error_code for event in events] == [ErrorCode.ENHANCE_YOUR_CALM]
+
+
+def test_answers_to_closed_streams_are_bounded():
+    """Row 48 a thousand times: each closed stream is answered once, and not more than may wait to be sent."""
+    peer = Peer(limits=Limits(queued_control_frames=50))
+    template = peer.template()
+    ids = [peer.push(template) for _ in range(51)]
+    answers = [frames.header_block(stream_id, b"\x88", end_stream=True) for stream_id in ids]
+    assert len(peer.receive(b"".join(answers))) == 51
+    peer.engine.data_to_send()
+    assert peer.receive(b"".join(answers[:50] * 3)) == []
+    assert peer.receive(answers[50])[-1].error_code == ErrorCode.ENHANCE_YOUR_CALM
+
+
+def test_an_answer_that_had_begun_is_not_late():
+    """`late_responses` counts answers that came after we had given up, each once."""
+    peer = Peer()
+    template = peer.template()
+    begun, silent = peer.push(template), peer.push(template)
+    answer = frames.header_block(begun, b"\x88")
+    assert peer.receive(answer) == []
+    for stream_id in (begun, silent):
+        assert peer.engine.reset_stream(stream_id)
+    assert peer.receive(answer) == []
+    assert peer.engine.late_responses == 0
+    for _ in range(2):
+        assert peer.receive(frames.header_block(silent, b"\x88", end_stream=True)) == []
+        assert peer.engine.late_responses == 1
+
+
 # Limits that the constructor refuses.
 
 
@@ -504,6 +577,42 @@ def test_a_finalizer_may_call_back():
     assert taken_back.count(True) == 100
     assert engine.streams_open == engine.requests_sent - 200
     assert len(engine.close()) == engine.requests_sent - 200 + 1
+
+
+def test_the_collector_may_take_a_stream_while_its_end_is_told():
+    """Allocating the event collects garbage, whose finalizer resets that very stream: no event follows."""
+    peer = Peer(streams=3_000)
+    template = peer.template()
+    reset = peer.engine.reset_stream
+
+    class Garbage:
+        def __init__(self, stream_id):
+            self.itself = self
+            self.stream_id = stream_id
+
+        def __del__(self):
+            taken_back.append(reset(self.stream_id))
+
+    # More events than Cython's free list holds are alive, so the next one is allocated.
+    alive = [StreamEnded(1, None) for _ in range(2_000)]
+    taken_back = []
+    stream_id = peer.push(template)
+    answer = frames.header_block(stream_id, b"\x88", end_stream=True)
+    thresholds = gc.get_threshold()
+    gc.collect()
+    gc.disable()
+    try:
+        Garbage(stream_id)
+        gc.set_threshold(1)
+        gc.enable()
+        events = peer.engine.receive_data(answer, 0.0)
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.enable()
+    assert len(alive) == 2_000
+    assert taken_back == [True]
+    assert events == []
+    assert peer.engine.streams_open == 0
 
 
 def test_a_large_output_is_given_back_when_it_was_taken():
@@ -681,6 +790,33 @@ def test_every_allocation_may_fail():
             allocation += 1
             unfailing = 0 if failures else unfailing + 1
     assert total > 100, "too few allocations were made to fail: this test says nothing"
+
+
+def test_a_table_that_the_peer_never_sees_ends_the_connection():
+    """Memory runs out within a header block: what the table took in was not sent, so nothing more can be."""
+    testcapi = pytest.importorskip("_testcapi")
+    outcomes = set()
+    for allocation in range(20):
+        peer = Peer(limits=Limits(encoder_table_octets=65_536), header_table_size=65_536)
+        template = peer.template(after=[(b"x-%d" % number, b"Z" * 3_000) for number in range(8)])
+        testcapi.set_nomemory(allocation, allocation + 1)
+        try:
+            peer.push(template)
+            failed = False
+        except MemoryError:
+            failed = True
+        finally:
+            testcapi.remove_mem_hooks()
+        outcomes.add((failed, peer.engine.room()))
+        if failed:
+            assert peer.engine.data_to_send() == b""
+            assert peer.engine.streams_open == 0
+        if failed and peer.engine.room() == 0:
+            with pytest.raises(LocalProtocolError, match="the connection is closed"):
+                peer.push(template)
+            (ended,) = peer.engine.check_time(0.0)
+            assert ended == ConnectionEnded(ErrorCode.INTERNAL_ERROR, "an earlier call failed half way")
+    assert outcomes == {(False, 999), (True, 1_000), (True, 0)}
 
 
 # The face for other compiled modules.
