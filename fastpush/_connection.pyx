@@ -112,21 +112,8 @@ cdef class Push:
     cdef Response response
     cdef object error                       # in place of the response, for the waiting task
 
-    def __cinit__(self, Notification notification not None, double now, Collector collector=None):
-        self.notification = notification
-        apns_id = notification.apns_id
-        self.apns_id = draw_apns_id() if apns_id is None else (<str>apns_id).encode("ascii")
-        self.stream_id = 0
-        self.attempts = 0
-        self.renewed = False
-        self.doubtful = False
-        self.ended = False
-        self.began_at = now
-        self.first_written_at = -1.0
-        self.written_at = -1.0
-        self.collector = collector
-        if collector is not None:
-            collector.outstanding += 1
+    def __init__(self, Notification notification not None, double now, Collector collector=None):
+        begin_push(self, notification, now, collector)
 
     @property
     def in_flight(self):
@@ -186,6 +173,19 @@ cdef class Push:
         if exchange is not None:
             exchange.give_up(self)
         return exchange
+
+
+cdef int begin_push(Push push, Notification notification, double now, Collector collector) except -1:
+    # What is not set here is 0 or None in a new object.
+    push.notification = notification
+    push.apns_id = draw_apns_id() if notification.apns_id is None else (<str>notification.apns_id).encode("ascii")
+    push.began_at = now
+    push.first_written_at = -1.0
+    push.written_at = -1.0
+    push.collector = collector
+    if collector is not None:
+        collector.outstanding += 1
+    return 0
 
 
 @cython.final
@@ -251,13 +251,16 @@ def pull(iterator, queue, Collector collector not None, Py_ssize_t limit, double
       whatever the iterator raises. What was taken before stays taken.
     """
     cdef Py_ssize_t taken = 0
+    cdef Push push
     append = queue.append
     while taken < limit:
         try:
             item = next(iterator)
         except StopIteration:
             return True
-        append(Push(item, now, collector))
+        push = Push.__new__(Push)
+        begin_push(push, <Notification?>item, now, collector)
+        append(push)
         taken += 1
         if taken & 15 == 0 and monotonic() > until:
             break

@@ -24,7 +24,7 @@ PORT = 443
 
 DRAIN_WITHIN = 15.0  # seconds; a request has 10
 MOST_UNREAD = 8_192  # responses of one `send_many` that wait for their reader before the input is read on
-TAKEN_AT_ONCE = 256
+TAKEN_AT_ONCE = 512
 READ_FOR = 0.001  # seconds of reading a plain iterable before other tasks have their turn
 
 

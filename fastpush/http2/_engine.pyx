@@ -1292,6 +1292,7 @@ cdef class Template:
 
 
 @cython.final
+@cython.no_gc               # octets, numbers, and a tag that is the caller's: it does not lead back to this event
 @cython.freelist(1024)      # one full set of streams ends in one batch
 cdef class StreamEnded:
     """The one end of a stream.
