@@ -78,6 +78,9 @@ def forget_randomness():
     _random_used = 0
 
 
+os.register_at_fork(after_in_child=forget_randomness)
+
+
 @cython.final
 @cython.no_gc                   # its cycles (with its exchange, its task) are undone where it ends
 @cython.freelist(1024)          # as many as one connection has in flight
@@ -486,11 +489,12 @@ cdef class Exchange:
         """When the oldest request in flight was written; None with nothing in flight."""
         return None if self.oldest is None else self.oldest.written_at
 
-    def give_up_overdue(self, double written_until):
-        """Reset the streams of all requests written at or before this time and return their pushes."""
+    def give_up_overdue(self, double now, double within):
+        """Reset the streams of all requests written `within` seconds ago or earlier and return their pushes."""
         cdef list overdue = []
         cdef Push push
-        while self.oldest is not None and self.oldest.written_at <= written_until:
+        # The same sum as the caller's alarm clock makes: another one may differ in the last bit, and spin.
+        while self.oldest is not None and self.oldest.written_at + within <= now:
             push = self.oldest
             self.give_up(push)
             overdue.append(push)

@@ -63,6 +63,8 @@ async def open_client(
       ValueError, TypeError: an argument is out of range.
     """
     environment = normal_environment(environment)
+    if topic is not None and not (topic.isascii() and topic.isprintable() and topic and " " not in topic):
+        raise ValueError(f"topic of {len(topic)} characters; a bundle id has visible ASCII characters only")
     if not 1 <= max_connections <= 64:
         raise ValueError(f"max_connections is {max_connections}; 1 to 64 are allowed")
     if port is not None and not 1 <= port <= 65_535:
@@ -284,10 +286,16 @@ async def _private_nursery() -> AsyncGenerator[trio.Nursery, None]:
                 failed = error
                 raise
     except BaseExceptionGroup as group:
-        if (
-            failed is None
-            or group.split(lambda error: error is failed or isinstance(error, trio.Cancelled))[1]
-        ):
+        # trio makes groups anew on their way out, so what they hold is compared.
+        expected = _singles(failed) if failed is not None else []
+        if any(error not in expected and not isinstance(error, trio.Cancelled) for error in _singles(group)):
             raise
     if failed is not None:
         raise failed
+
+
+def _singles(error: BaseException) -> list[BaseException]:
+    """The exceptions in a group and in the groups inside it; of any other exception itself."""
+    if not isinstance(error, BaseExceptionGroup):
+        return [error]
+    return [single for inner in error.exceptions for single in _singles(inner)]

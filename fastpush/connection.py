@@ -44,6 +44,7 @@ SILENCE_IDLE = 60.0  # the same with nothing outstanding
 PING_WITHIN = 4.0
 WRITE_STALL = 5.0  # the socket takes no octet
 DRAIN_WITHIN = 30.0  # after GOAWAY
+MIN_PAUSE = 0.05
 MAX_PAUSE = 5.0
 
 STRIKES = 3  # requests in a row that met their deadline: the connection is retired
@@ -112,6 +113,8 @@ class Connection:
       end_reason: why it ended; "" while it has not.
       lasting: nothing changes about that by trying again soon.
       credential_reason: set when the server refused our certificate or key on the connection.
+      slot: start of the slot of the provider token in use; None before the first, and with a certificate.
+      outdated: another credential has taken over; what the server says of this one no longer counts.
     """
 
     def __init__(
@@ -142,6 +145,7 @@ class Connection:
         self.lasting = False
         self.credential_reason: str | None = None
         self.slot: int | None = None
+        self.outdated = False
         self.ended = trio.Event()
         self.ready = trio.Event()
         self._context = context
@@ -182,7 +186,8 @@ class Connection:
         """Use this provider token, (slot, header value), from the next push on; None with a certificate."""
         if authorization is None:
             self.exchange.authorize(None)
-        elif authorization[0] != self.slot:
+        elif self.slot is None or authorization[0] > self.slot:
+            # Never back: our clock was set back over the border of a slot, and APNs has taken the later one.
             self.slot = authorization[0]
             self.exchange.authorize(authorization[1])
 
@@ -202,7 +207,14 @@ class Connection:
         if idle and opened:
             self._received_at = max(self._received_at, now)  # silence counts from the first request
             self._rearm.set()
+        if self.engine.draining:  # the stream ids are used up
+            self.retire()
         return opened
+
+    def withdrawn(self) -> None:
+        """A stream was taken back: tell the server."""
+        self.flush()
+        self._close_if_drained()
 
     def flush(self) -> None:
         """Write what is ready, as far as the socket takes it; the writer sees to the rest."""
@@ -270,6 +282,8 @@ class Connection:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                if self.state == "closed":  # stopped before it began
+                    return
                 try:
                     self._transport = await open_transport(
                         self.host, self.port, self._context, proxy=self._proxy
@@ -280,7 +294,8 @@ class Connection:
                         self.credential_reason = error.reason
                     self._end(error.reason)
                 else:
-                    await self._serve(nursery)
+                    if self.state != "closed":  # stopped just as it came about
+                        await self._serve(nursery)
         finally:
             # Reached too when the pool's nursery is cancelled at any await above.
             self._tell(self.engine.connection_lost(self.end_reason or "the client was closed"))
@@ -369,7 +384,7 @@ class Connection:
         if self._pinged_at is not None and now >= self._pinged_at + PING_WITHIN:
             self._lost(BrokenTransport(f"no answer to PING within {PING_WITHIN:g} s"))
             return math.inf
-        overdue = self.exchange.give_up_overdue(now - REQUEST_WITHIN)
+        overdue = self.exchange.give_up_overdue(now, REQUEST_WITHIN)
         if overdue:
             for push in overdue:
                 self.owner.overdue(self, push, now)
@@ -401,14 +416,14 @@ class Connection:
         now = trio.current_time()
         accepted = self.exchange.accepted
         rest = self.exchange.settle(events, now)
-        if self.exchange.accepted > accepted:
-            self.answered = True
+        answered = self.exchange.accepted > accepted
+        if answered:
             self._strikes = self._server_errors = 0
-            self._pause = 0.0
         refused = False
         for event in rest:
             if isinstance(event, StreamEnded):
                 refused |= self._note(event)
+                answered |= event.status is not None
                 self.owner.stream_ended(self, event, now)
             elif isinstance(event, GoawayReceived):
                 self._take_goaway(event)
@@ -417,9 +432,12 @@ class Connection:
             elif isinstance(event, ConnectionEnded):
                 self.flush()
                 self._end(event.reason)
-        if refused and not self.answered:
-            # It refuses without ever answering: wait, or it would go round as fast as the network allows.
-            self._pause = min(MAX_PAUSE, max(0.05, 2 * self._pause))
+        if answered:
+            self.answered = True
+            self._pause = 0.0
+        elif refused:
+            # It refuses and answers nothing: wait, or it would go round as fast as the network allows.
+            self._pause = min(MAX_PAUSE, max(MIN_PAUSE, 2 * self._pause))
             self._paused_until = now + self._pause
             self._rearm.set()
         if self.state == "draining":
@@ -429,7 +447,6 @@ class Connection:
         """Judge the connection by one end; True when the server refused the stream."""
         if ended.status is None:
             return ended.error_code == ErrorCode.REFUSED_STREAM
-        self.answered = True
         self._strikes = 0
         self._server_errors = self._server_errors + 1 if ended.status == 500 else 0
         if self._server_errors >= SERVER_ERRORS:

@@ -67,8 +67,10 @@ WARM_CONNECTIONS = 2  # kept open, so that one can drain while the other works
 PROBE_EVERY = 60.0  # seconds between two tries of a credential that APNs refuses
 CONNECT_EVERY = 1.0  # seconds between two connects to one host, beyond a burst of `max_connections`
 MAX_BACKOFF = 60.0
+PROVED_WITHIN = 15.0  # seconds from the server's SETTINGS to its answer about a new credential
 LIVED = 10.0  # seconds after which the end of a connection without any answer is no failure to connect
 STALL_BEFORE_GROWTH = 0.05  # seconds lost to stream limit or window before another connection is opened
+_TICK = 1e-6  # seconds; what is due sooner is due now, or rounding would make it spin
 REJECTED_LATELY = 600.0  # seconds for which a rejected device token keeps to its own lane
 MAX_REJECTED = 65_536  # device tokens remembered
 RESERVE = 512  # pushes queued beyond the room there is, so that answers are followed by requests at once
@@ -178,9 +180,11 @@ class _Pace:
         self.failures = 0
 
     def delay(self, now: float) -> float:
-        self._left = min(self._burst, self._left + (now - self._at) / CONNECT_EVERY)
+        most = 1.0 if self.failures else self._burst
+        self._left = min(most, self._left + (now - self._at) / CONNECT_EVERY)
         self._at = now
-        return max(0.0, self._not_before - now, (1.0 - self._left) * CONNECT_EVERY)
+        wait = max(self._not_before - now, (1.0 - self._left) * CONNECT_EVERY)
+        return wait if wait > _TICK else 0.0
 
     def connected(self, now: float) -> None:
         self.delay(now)
@@ -188,9 +192,8 @@ class _Pace:
 
     def failed(self, now: float) -> None:
         self.failures += 1
-        most = min(MAX_BACKOFF, 0.5 * 2**self.failures)
+        most = min(MAX_BACKOFF, 0.5 * 2 ** min(self.failures, 10))
         self._not_before = now + random.uniform(0, most)
-        self._left = min(self._left, 1.0)
 
     def succeeded(self) -> None:
         self.failures = 0
@@ -323,9 +326,9 @@ class Pool:
         exchange = push.abandon()
         if exchange is not None:
             for lane in self._lanes:
-                for connection in lane.connections:
+                for connection in list(lane.connections):
                     if connection.exchange is exchange:
-                        connection.flush()
+                        connection.withdrawn()
         self._work.set()  # its stream is free for another; a push that was queued is swept out there
 
     def withdraw(self, collector: Collector) -> None:
@@ -367,6 +370,7 @@ class Pool:
         self._note_stall(now)
         if self._feeders and self.space() >= RESERVE // 2:
             self._feeders.unpark_all()
+        self._check_idle()
 
     def _pump_lane(
         self, lane: _Lane, now: float, wall_now: float, authorization: tuple[int, bytes] | None
@@ -450,13 +454,15 @@ class Pool:
             return
         reason, timestamp = parse_error_body(ended.body)
         rule = retry.rule_for(ended.status, reason)
+        if rule.refuses and connection.outdated:
+            rule = _SUPERSEDED
         if rule.retires:
             connection.retire()
         if rule.suspect:
             self._remember_rejected(push.notification.device_token, now)
         retry_after = _seconds(ended.field(b"retry-after"))
         clock = ""
-        if reason == "ExpiredProviderToken":
+        if reason == "ExpiredProviderToken" and not connection.outdated:
             clock = self._blame_clock(connection, ended)
         decision = retry.decide(
             rule,
@@ -489,8 +495,7 @@ class Pool:
             if ended.status == 410 or rule.suspect:
                 self._announce(DeviceTokenDead(response))
             if clock or rule.refuses:
-                connection.credential_reason = clock or reason
-                self._refuse(clock or reason or f"status {ended.status}")
+                self._refuse(connection, clock or reason or f"status {ended.status}")
         else:
             self._send_again(connection, push, decision, now, device=rule.device)
 
@@ -538,6 +543,10 @@ class Pool:
         lane = self._rejected if connection.lane == "rejected" else self._main
         if decision.action is Action.AGAIN:
             push.attempts -= 1
+        if self._stop is not None and connection.state != "open":
+            self._end_without_verdict(push, self._stop.error, self._stop.reason)
+            return
+        if decision.action is Action.AGAIN:
             lane.again.append(push)
             return
         self._counts["resent"] += 1
@@ -575,8 +584,7 @@ class Pool:
                 self.pump()
         elif self._feeders:
             self._feeders.unpark_all()
-        if self._draining and not self._is_busy():
-            self._idle.set()
+        self._check_idle()
 
     def became_ready(self, connection: Connection) -> None:
         self._readiness.unpark_all()
@@ -604,14 +612,20 @@ class Pool:
         self._announce(Draining(self._host, reason))
         self._changed.set()
         if reason is not None and retry.rule_for(400, reason).refuses:
-            connection.credential_reason = reason
-            self._refuse(reason)
+            self._refuse(connection, reason)
 
     # Stopping and going on.
 
-    def _refuse(self, reason: str) -> None:
-        self._stop_sending(_Stop(CredentialRefused, f"APNs refuses {self.credential.identity}: {reason}"))
-        self._announce(CredentialWasRefused(self.credential.identity, reason))
+    def _refuse(self, connection: Connection, reason: str) -> None:
+        """APNs said so on this connection, as often as it had requests in flight."""
+        if connection.outdated:
+            return
+        connection.credential_reason = reason
+        stop = _Stop(CredentialRefused, f"APNs refuses {self.credential.identity}: {reason}")
+        news = stop != self._stop
+        self._stop_sending(stop)
+        if news:
+            self._announce(CredentialWasRefused(self.credential.identity, reason))
 
     def _stop_sending(self, stop: _Stop) -> None:
         if self._stop is None:
@@ -641,6 +655,8 @@ class Pool:
         for _, _, push in self._later:
             self._end_without_verdict(push, error, reason)
         self._later.clear()
+        self._waiting_until.clear()
+        self._apart = dict.fromkeys(self._rejected_at)
 
     def _end_failed(self, push: Push, error: Exception | None) -> None:
         if error is None:
@@ -727,8 +743,6 @@ class Pool:
                 self._work = trio.Event()
                 self._sweep()
                 self.pump()
-                if self._draining and not self._is_busy():
-                    self._idle.set()
 
     def _sweep(self) -> None:
         """Drop pushes from the queue whose callers went away, once they are many."""
@@ -740,16 +754,16 @@ class Pool:
         while True:
             now = trio.current_time()
             lane, look_at = self._lane_in_need(now)
-            if lane is None:
+            if lane is not None:
+                look_at = now + self._pace.delay(now)
+            if look_at > now:
                 with trio.move_on_at(look_at):
                     await self._changed.wait()
                 self._changed = trio.Event()
                 continue
-            delay = self._pace.delay(now)
-            if delay > 0:
-                await trio.sleep(delay)
-                continue
+            assert lane is not None
             self._pace.connected(now)
+            self._probe_at = max(self._probe_at, now + PROBE_EVERY)
             self._start(lane, self._new_connection(lane))
 
     def _lane_in_need(self, now: float) -> tuple[_Lane | None, float]:
@@ -768,7 +782,6 @@ class Pool:
         if self._stop.error is NotSent or self.credential.kind == "certificate":
             if now < self._probe_at:
                 return None, self._probe_at
-            self._probe_at = now + PROBE_EVERY
             return self._main, now
         return None, math.inf
 
@@ -800,12 +813,13 @@ class Pool:
         if self._closed:
             return
         if connection.credential_reason is not None:
-            if self._stop is None:
-                self._refuse(connection.credential_reason)
+            if self._stop is None or self._stop.error is not CredentialRefused:
+                self._refuse(connection, connection.credential_reason)
         elif connection.lasting:
             self._stop_sending(_Stop(NotSent, f"{self._host} port {self._port}: {reason}"))
         peaceful = reason in _PEACEFUL and not connection.told_to_go
-        if not (connection.answered or peaceful or now - connection.began_at > LIVED):
+        lived = connection.ready.is_set() and now - connection.began_at > LIVED
+        if not (connection.answered or peaceful or lived):
             self._pace.failed(now)
             logger.warning("no good connection to %s port %d: %s", self._host, self._port, reason)
         if reason not in _PEACEFUL:
@@ -841,8 +855,7 @@ class Pool:
           CredentialRefused, NotSent: there will be none before something changes.
         """
         while True:
-            if self._closed:
-                raise NotSent("the client is closed")
+            self._check_open()
             if self._stop is not None:
                 raise self._stop.error(self._stop.reason)
             if any(connection.state == "open" for connection in self._main.connections):
@@ -851,16 +864,29 @@ class Pool:
             await self._readiness.park()
 
     async def recycle(self) -> None:
-        """Replace each connection, one after the other: the new one is open before the old one drains."""
+        """Replace each connection, one after the other: the new one is open before the old one drains.
+
+        Raises:
+          NotSent: a new one did not come about; what was not replaced goes on.
+        """
+        self._check_open()
         for lane in self._lanes:
             for old in [connection for connection in lane.connections if connection.state == "open"]:
                 await trio.sleep(self._pace.delay(trio.current_time()))
+                self._check_open()
+                if old.state != "open":
+                    continue
                 self._pace.connected(trio.current_time())
                 new = self._new_connection(lane)
                 self._start(lane, new)
                 await _first(new.ready, new.ended)
-                if new.ready.is_set():
-                    old.retire()
+                if not new.ready.is_set():
+                    raise NotSent(f"no new connection to {self._host} port {self._port}: {new.end_reason}")
+                old.retire()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise NotSent("the client is closed")
 
     async def use_credential(self, new: Credential) -> None:
         """Prove a new credential on a connection of its own, then let it take over.
@@ -870,11 +896,13 @@ class Pool:
           CredentialRefused: APNs refuses it. In both cases, and where no answer comes (NotSent,
             OutcomeUnknown), nothing has changed.
         """
+        self._check_open()
         _check_same_owner(self.credential, new)
         new.check_environment(self.environment)
         if self.topic is not None:
             new.check_topic(self.topic)
         context = await trio.to_thread.run_sync(lambda: new.ssl_context(ca_file=self._ca_file))
+        self._check_open()
         prover = _Prover(new, self.topic)
         connection = Connection(
             prover, self._host, self._port, context, self._full_topic, proxy=self._proxy, lane=self._main.name
@@ -889,9 +917,13 @@ class Pool:
         old = [connection for lane in self._lanes for connection in lane.connections]
         self.credential, self._context, self._stop, self._probe_at = new, context, None, math.inf
         connection.owner = self
-        self._main.connections.append(connection)
         for other in old:
+            other.outdated = True
             other.retire()
+        if not connection.ended.is_set():
+            self._main.connections.append(connection)
+            self._announce(Connected(self._host, connection.lane))
+        self._readiness.unpark_all()
         self._changed.set()
         self.pump()
 
@@ -912,8 +944,12 @@ class Pool:
         self._feeders.unpark_all()
         self._readiness.unpark_all()
 
+    def _check_idle(self) -> None:
+        if self._draining and not self._is_busy():
+            self._idle.set()
+
     def _is_busy(self) -> bool:
-        if self._later:
+        if any(not push.ended for _, _, push in self._later):
             return True
         for lane in self._lanes:
             while lane.queue and lane.queue[0].ended:
@@ -932,12 +968,15 @@ class Pool:
             accepted=self._accepted_before + sum(connection.exchange.accepted for connection in connections),
             stalled_on_streams=self._stalled["streams"],
             stalled_on_window=self._stalled["window"],
-            retry_budget=self._budget.left,
+            retry_budget=self._budget.left(trio.current_time()),
             stopped=None if self._stop is None else self._stop.reason,
             connections=tuple(connection.statistics() for connection in connections),
             **self._counts,
         )
 
+
+# Refused was a credential that another has replaced since.
+_SUPERSEDED = retry.Rule(Action.RENEW)
 
 _PEACEFUL = frozenset({"drained", "retired", "the client was closed"})
 
@@ -952,6 +991,7 @@ class _Prover:
         self._refused: str | None = None
         self._answered = False
         self._lost = ""
+        self._queue: deque[Push] = deque()
 
     async def prove(self, connection: Connection, wall_now: float) -> None:
         """Wait for APNs' word on it. Raises CredentialRefused, or NotSent where no word comes."""
@@ -962,12 +1002,12 @@ class _Prover:
                 connection.ping()
             else:
                 nobody = Notification(_NOBODY, Payload(content_available=True), push_type="background")
-                queue = deque([Push(nobody, trio.current_time())])
-                while connection.room(trio.current_time()) < 1 and not connection.ended.is_set():
-                    await trio.lowlevel.checkpoint()
-                connection.submit(queue, 1, trio.current_time(), wall_now, {}, [], [])
-                connection.flush()
-            await _first(self._done, connection.ended)
+                self._queue.append(Push(nobody, trio.current_time()))
+                self.progressed(connection)
+            with trio.move_on_after(PROVED_WITHIN) as scope:
+                await _first(self._done, connection.ended)
+            if scope.cancelled_caught:
+                self._lost = f"no answer within {PROVED_WITHIN:g} s"
         refused = self._refused or connection.credential_reason
         if refused is not None:
             raise CredentialRefused(f"APNs refuses {self._credential.identity}: {refused}")
@@ -990,6 +1030,13 @@ class _Prover:
         self._done.set()
 
     def progressed(self, connection: Connection) -> None:
+        if self._queue:
+            failed: list[tuple[Push, Exception | None]] = []
+            connection.submit(self._queue, 1, trio.current_time(), 0.0, {}, [], failed)
+            connection.flush()
+            for _, error in failed:
+                self._lost = str(error)
+                self._done.set()
         if connection.answered:  # with 200: this device token belongs to somebody after all
             self._answered = True
             self._done.set()

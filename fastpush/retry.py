@@ -117,8 +117,10 @@ class Budget:
         self._left = 100.0
         self._at = now
 
-    @property
-    def left(self) -> float:
+    def left(self, now: float) -> float:
+        """How many re-sends are allowed now."""
+        self._left = min(self.CEILING, self._left + self.FLOOR_PER_SECOND * max(0.0, now - self._at))
+        self._at = max(self._at, now)
         return self._left
 
     def deposit(self, first_attempts: int) -> None:
@@ -126,9 +128,7 @@ class Budget:
 
     def withdraw(self, now: float) -> bool:
         """Take one re-send; False, and nothing taken, when there is none left."""
-        self._left = min(self.CEILING, self._left + self.FLOOR_PER_SECOND * max(0.0, now - self._at))
-        self._at = now
-        if self._left < 1.0:
+        if self.left(now) < 1.0:
             return False
         self._left -= 1.0
         return True
