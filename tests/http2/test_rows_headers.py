@@ -184,6 +184,19 @@ def test_row_38_headers_on_a_stream_we_reset_still_fill_the_table(story, streams
     story.assert_alive()
 
 
+@script()
+def test_row_38_only_a_final_response_is_a_late_one(story):
+    """It is counted once, whatever its status, and whatever follows it."""
+    story.start()
+    (stream_id,) = story.open()
+    assert story.give_up(stream_id)
+    story.server(story.frames.headers(stream_id, 103))
+    assert story.engine.late_responses == 0
+    story.server(story.frames.headers(stream_id, 410), story.frames.trailers(stream_id))
+    assert story.engine.late_responses == 1
+    story.assert_alive()
+
+
 MALFORMED_FIELDS = {
     "no :status": [(b"apns-id", b"1")],
     "no fields at all": [],
