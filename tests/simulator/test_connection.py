@@ -358,9 +358,14 @@ PATHS = st.sampled_from(
 METHODS = st.sampled_from(["POST", "POST", "POST", "GET"])
 
 
-@given(st.lists(st.tuples(METHODS, PATHS, FIELDS, BODIES, st.booleans()), min_size=1, max_size=8))
+# Often the remembered headers, so that what differs is seen by the fast lane and by nothing else.
+KNOWN = st.one_of(st.just({"apns-topic": "com.example.app"}), FIELDS)
+
+
+@given(st.lists(st.tuples(METHODS, PATHS, KNOWN, BODIES, st.booleans()), min_size=1, max_size=8))
 @settings(max_examples=200, deadline=None)
-@example([("POST", "/3/device/abab", {"apns-topic": "com.example.app"}, b'{"aps":{}}', False)] * 3)
+@example([("POST", "/3/device/aba", {"apns-topic": "com.example.app"}, b'{"aps":{}}', False)])
+@example([("POST", "/3/device/abab", {"apns-topic": "com.example.app"}, b"{" + b" " * 4095 + b"}", False)])
 def test_the_fast_lane_answers_as_the_rules_do(requests):
     """One connection with a memory of what was good, and the rules alone, on the same requests."""
     world = World(topics=frozenset({"com.example.app"}), verify=False)

@@ -99,6 +99,15 @@ class TestWhen:
             assert (await wire.push()).status == 200
             assert (await second.push()).status == 500
 
+    async def test_all_conditions_must_hold(self):
+        both = Answer(status=500, every=2, device_token=DEVICE_TOKEN)
+        elsewhere = Answer(status=503, connection=2, device_token=DEVICE_TOKEN)
+        async with faulty(both, elsewhere) as wire:
+            pushed = [
+                await wire.push(each) for each in (DEVICE_TOKEN, OTHER_DEVICE, OTHER_DEVICE, DEVICE_TOKEN)
+            ]
+            assert [answer.status for answer in pushed] == [200, 200, 200, 500]
+
     async def test_by_chance_and_the_seed_repeats_it(self):
         async def statuses(seed):
             async with faulty(Answer(status=500, one_in=4), seed=seed) as wire:
@@ -279,8 +288,8 @@ class TestGoaway:
     async def test_after_too_many_rejections_but_410_is_not_counted(self):
         async with faulty(RejectionLimit(rejections=2)) as wire:
             wire.simulator.mark_unregistered(OTHER_DEVICE)
-            for device_token in (OTHER_DEVICE, OTHER_DEVICE, "xx", "xx"):
-                await wire.push(device_token)
+            pushed = [await wire.push(each) for each in (OTHER_DEVICE, OTHER_DEVICE, "xx", "xx")]
+            assert [answer.status for answer in pushed] == [410, 410, 400, 400]
             await wire.to_end()
             assert len(wire.goaways) == 1
 
@@ -456,6 +465,16 @@ async def test_an_expired_provider_token_wedges_the_connection(simulator):
         assert (await wire.push()).status == 200
         await wire.settle()
         assert wire.stream_limits == [1, 1_000, 1]
+
+
+async def test_a_connection_wedged_from_the_start_never_gets_the_full_limit(simulator, key):
+    async with open_wire(simulator, key) as wire:
+        issued = simulator.issue_signing_key()
+        expired = "bearer " + make_provider_token(issued, simulator.clock() - 4_000).decode()
+        assert (await wire.push(authorization=expired)).reason == "ExpiredProviderToken"
+        assert (await wire.push()).status == 200
+        await wire.settle()
+        assert wire.stream_limits == [1, 1]
 
 
 @pytest.mark.parametrize("name", PROFILES)

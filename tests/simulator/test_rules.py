@@ -50,6 +50,8 @@ def reason(given, binding=None, there=None, now=NOW):
 GOOD = [
     {},
     {"apns_push_type": None},
+    {"age": 3_600},
+    {"age": -300},
     {"apns_id": b"eabeae54-14a8-11e5-b60b-1697f925ec7b"},
     {"apns_expiration": b"0"},
     {"apns_expiration": b"1800003600"},
