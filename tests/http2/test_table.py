@@ -10,7 +10,7 @@ HERE = pathlib.Path(__file__).parent
 PAGE = (HERE.parent.parent / "docs" / "nasty-servers.md").read_text(encoding="utf-8")
 
 
-def tests():
+def all_tests():
     """Every test here: name -> its file."""
     return {
         name: path.name
@@ -39,7 +39,7 @@ def test_the_page_has_all_62_rows_in_order():
 def test_each_row_of_the_engine_is_told_where_the_page_says():
     for number, place in rows().items():
         if number <= 57:
-            files = {file for name, file in tests().items() if name.startswith(f"test_row_{number:02}_")}
+            files = {file for name, file in all_tests().items() if name.startswith(f"test_row_{number:02}_")}
             assert files, f"row {number} has no test"
             assert any(f"`{file}`" in place for file in files), (
                 f"row {number} is told in {files}, not in {place}"
@@ -48,5 +48,5 @@ def test_each_row_of_the_engine_is_told_where_the_page_says():
 
 def test_what_is_not_on_h2_names_tests_that_are():
     for name, reason in NOT_ON_H2.items():
-        assert name.split("[")[0] in tests()
+        assert name.split("[")[0] in all_tests()
         assert reason
