@@ -355,6 +355,15 @@ def test_equal_header_blocks_stand_for_the_same_fields_only_while_the_table_stay
     assert [event.field(b"a") for event in events] == [b"1", b"1", b"1", b"2", b"2", b"2"]
 
 
+def test_a_block_that_changes_the_table_changes_it_each_time():
+    """The same octets twice are two entries: 0xbf is the older of them."""
+    peer = Peer()
+    template = peer.template()
+    blocks = [b"\x88\x40\x01a\x011", b"\x88\x40\x01a\x011", b"\x88\xbf"]
+    octets = [frames.header_block(peer.push(template), block, end_stream=True) for block in blocks]
+    assert [event.field(b"a") for event in peer.receive(b"".join(octets))] == [b"1", b"1", b"1"]
+
+
 def test_a_table_that_our_settings_take_away_voids_what_was_kept():
     """The same block is read anew after our smaller SETTINGS_HEADER_TABLE_SIZE came into force."""
     engine = CompiledEngine(limits=Limits(decoder_table_octets=0))
