@@ -11,6 +11,7 @@ STUBBED := $(subst /,.,$(basename $(shell find fastpush -name '*.pyi')))
 ARGS ?=
 # How many random cases a campaign tries.
 CASES ?= 1000000
+CAMPAIGNS := frames hpack
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
@@ -72,7 +73,9 @@ format: build
 	@$(BIN)/python -m ruff format
 
 campaigns: build
-	@$(BIN)/python -m tests.campaigns.hpack --cases $(CASES) $(ARGS)
+	@for name in $(CAMPAIGNS); do \
+		echo "tests.campaigns.$$name"; $(BIN)/python -m tests.campaigns.$$name --cases $(CASES) $(ARGS) || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
