@@ -21,12 +21,14 @@ from fastpush.cli import main
 from fastpush.cli.lines import MAX_LINE_OCTETS, BadLine, Splitter, parse_line
 
 FASTPUSH = [sys.executable, "-m", "fastpush"]
-ALARMS = Path(__file__).resolve().parent.parent / "examples" / "alarms.ndjson"
+ROOT = Path(__file__).resolve().parent.parent
+ALARMS = ROOT / "examples" / "alarms.ndjson"
 DEVICE_TOKEN = "a1" * 32
 PATIENCE = 60.0
 
-# Nothing of the caller's own settings may reach the commands.
+# Nothing of the caller's own settings may reach the commands; a checkout that is not installed will do.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("FASTPUSH_")}
+ENVIRONMENT["PYTHONPATH"] = str(ROOT)
 
 
 class Simulate:

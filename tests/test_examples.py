@@ -111,7 +111,10 @@ async def test_the_readme_s_program_sends(apns: Simulator, tmp_path: Path) -> No
 
 def test_run_alarms_sends_all_and_ends() -> None:
     done = subprocess.run(
-        [sys.executable, EXAMPLES / "run_alarms.py", "--json"], capture_output=True, check=True
+        [sys.executable, EXAMPLES / "run_alarms.py", "--json"],
+        capture_output=True,
+        env=ENVIRONMENT,
+        check=True,
     )
     assert json.loads(done.stdout)["accepted"] == 10_000
     assert b"10,000 accepted" in done.stderr
