@@ -223,12 +223,7 @@ class Connection:
         octets = self.engine.data_to_send()
         if not octets:
             return
-        try:
-            done = self._transport.write(octets)
-        except BrokenTransport as error:
-            self._lost(error)
-            return
-        if not done:
+        if not self._transport.write(octets):
             self._write_stalled = True
             self._stall.set()
 

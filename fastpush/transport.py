@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import ipaddress
+import os
 import random
+import re
 import socket
 import ssl
 from collections.abc import Iterator, Sequence
@@ -47,7 +50,7 @@ class TransportError(Exception):
 
 
 class BrokenTransport(Exception):
-    """The connection is lost: reset, timed out, or a TLS alert. `credential` as in TransportError."""
+    """The connection is lost: reset, timed out, a TLS alert. `credential` as in TransportError."""
 
     def __init__(self, reason: str, *, credential: bool = False) -> None:
         super().__init__(reason)
@@ -77,13 +80,19 @@ def _words(error: BaseException) -> str:
         return f"the server's certificate does not verify: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
         return f"TLS: {(error.reason or str(error)).replace('_', ' ').lower()}"
-    if isinstance(error, OSError) and error.strerror:
+    if isinstance(error, socket.gaierror) and error.strerror:
         return error.strerror.lower()
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno).lower()  # trio puts the address into its own words
     return str(error) or type(error).__name__
 
 
 class Transport:
-    """One TLS connection over a non-blocking socket. One task at most reads, one at most waits to write."""
+    """One TLS connection over a non-blocking socket. One task at most reads, one at most waits to write.
+
+    Only `receive` tells that the connection is lost, and only after everything that came before: a server
+    answers, says why it goes (an alert), and closes, and a write may run into the end ahead of the reader.
+    """
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext, server_hostname: str) -> None:
         self._socket = sock
@@ -93,6 +102,9 @@ class Transport:
         self._unsent = memoryview(b"")
         self._received = bytearray(RECEIVE_OCTETS)
         self._plain = bytearray(RECEIVE_OCTETS)
+        self._read_to_end = False
+        self._read_error: BrokenTransport | None = None
+        self._write_error: BrokenTransport | None = None
         self.write_calls = 0
 
     @property
@@ -104,7 +116,7 @@ class Transport:
         return "a closed socket"
 
     async def handshake(self) -> None:
-        """Shake hands and check that HTTP/2 was agreed on, or that the server left the choice open.
+        """Shake hands and check that HTTP/2 was agreed on.
 
         Raises:
           TransportError: with the cause; nothing of HTTP was sent.
@@ -115,12 +127,15 @@ class Transport:
             except ssl.SSLWantReadError:
                 self._collect()
                 await self._drain()
-                if not await self._fill():
+                try:
+                    more = await self._fill()
+                except BrokenTransport as error:
+                    raise TransportError(f"in the TLS handshake: {error.reason}") from error
+                if not more:
                     raise TransportError("the server closed the connection in the TLS handshake") from None
             except ssl.SSLError as error:
                 self._collect()
-                with contextlib.suppress(OSError, BrokenTransport):
-                    self.flush()  # the alert tells the server why
+                self.flush()  # the alert tells the server why
                 raise TransportError(
                     _words(error),
                     lasting=isinstance(error, ssl.SSLCertVerificationError) or _is_about_version(error),
@@ -130,23 +145,26 @@ class Transport:
                 self._collect()
                 await self._drain()
                 break
-        # A server that speaks no ALPN may still speak HTTP/2 (RFC 9113 §3.3, prior knowledge).
+        # Over TLS there is no HTTP/2 without ALPN (RFC 9113 §3.2, §3.3), and a server that has none of the
+        # protocols offered may choose silence instead of an alert.
         protocol = self._tls.selected_alpn_protocol()
-        if protocol not in ("h2", None):
-            raise TransportError(f"the server chose {protocol!r} by ALPN and not 'h2'", lasting=True)
+        if protocol != "h2":
+            chose = "no protocol" if protocol is None else ascii(protocol)
+            raise TransportError(f"no HTTP/2: by ALPN the server chose {chose} and not 'h2'", lasting=True)
 
-    # Writing: encrypt, then send what the socket takes; the rest waits for `drain`.
+    # Writing: encrypt, then send what the socket takes; the rest waits for `writable` and `flush`.
 
     def write(self, octets: bytes) -> bool:
         """Encrypt and send what the socket takes now. True when nothing is left over.
 
-        Raises:
-          BrokenTransport: the connection is lost.
+        On a lost connection nothing is left over either; `receive` will tell.
         """
+        if self._write_error is not None:
+            return True
         try:
             self._tls.write(octets)
         except ssl.SSLError as error:
-            raise BrokenTransport(_words(error)) from error
+            self._give_up_writing(error)
         self._collect()
         return self.flush()
 
@@ -158,7 +176,8 @@ class Transport:
             except BlockingIOError:
                 return False
             except OSError as error:
-                raise BrokenTransport(_words(error)) from error
+                self._give_up_writing(error)
+                break
             self.write_calls += 1
             self._unsent = self._unsent[sent:]
         return True
@@ -169,8 +188,14 @@ class Transport:
         return len(self._unsent)
 
     async def writable(self) -> None:
-        """Wait until the socket takes more."""
-        with _socket_errors():
+        """Wait until the socket takes more.
+
+        Raises:
+          BrokenTransport: it was closed on this side.
+        """
+        if self._socket.fileno() == -1:
+            raise BrokenTransport(_CLOSED_HERE)
+        with _closed_here():
             await trio.lowlevel.wait_writable(self._socket)
 
     async def _drain(self) -> None:
@@ -180,21 +205,46 @@ class Transport:
     def _collect(self) -> None:
         if self._outgoing.pending:
             octets = self._outgoing.read()
-            self._unsent = memoryview(bytes(self._unsent) + octets if self._unsent else octets)
+            if self._write_error is None:
+                self._unsent = memoryview(bytes(self._unsent) + octets if self._unsent else octets)
+
+    def _give_up_writing(self, error: OSError) -> None:
+        self._write_error = BrokenTransport(_words(error))
+        self._unsent = memoryview(b"")
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes the reader; what has arrived can still be read
 
     # Reading.
 
     async def receive(self) -> memoryview | None:
         """Wait for octets and return all plaintext that they hold, up to 256 KiB; None at the end.
 
-        The view is good until the next call. It may be empty (a session ticket, say). Whatever was
-        decrypted before a TLS alert or a reset is returned; the next call raises.
+        The view is good until the next call. It may be empty (a session ticket, say). What was decrypted
+        before an alert, a reset or the end is returned first.
 
         Raises:
           BrokenTransport: the connection is lost.
         """
-        if not self._incoming.pending and not await self._fill():
-            self._incoming.write_eof()
+        if not (self._read_to_end or self._incoming.pending):
+            try:
+                if not await self._fill():
+                    self._incoming.write_eof()
+            except BrokenTransport as error:
+                self._read_error = error
+                self._read_to_end = True
+        filled = 0 if self._read_to_end else self._decrypt()
+        if self._outgoing.pending:  # of TLS itself: KeyUpdate (RFC 8446 §4.6.3), or an alert
+            self._collect()
+            self.flush()
+        if filled or not self._read_to_end:
+            return memoryview(self._plain)[:filled]
+        lost = self._read_error or self._write_error
+        if lost is not None:
+            raise lost
+        return None
+
+    def _decrypt(self) -> int:
+        """Decrypt the whole records there are, and note the end."""
         plain = memoryview(self._plain)
         filled = 0
         while filled + RECORD_OCTETS <= RECEIVE_OCTETS:
@@ -203,27 +253,25 @@ class Transport:
             except ssl.SSLWantReadError:
                 break
             except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-                return plain[:filled] if filled else None
+                count = 0
             except ssl.SSLError as error:
-                if filled:
-                    break
-                raise BrokenTransport(_words(error), credential=_is_about_credential(error)) from error
+                # OpenSSL tells it once; afterwards an alert looks like an orderly end.
+                self._read_error = BrokenTransport(_words(error), credential=_is_about_credential(error))
+                count = 0
             if not count:
-                return plain[:filled] if filled else None
+                self._read_to_end = True
+                break
             filled += count
             if not self._incoming.pending and not self._tls.pending():
                 break
-        if self._outgoing.pending:  # an answer of TLS itself: KeyUpdate (RFC 8446 §4.6.3)
-            self._collect()
-            self.flush()
-        return plain[:filled]
+        return filled
 
     async def _fill(self) -> bool:
         while True:
             try:
                 count = self._socket.recv_into(self._received)
             except BlockingIOError:
-                with _socket_errors():
+                with _closed_here():
                     await trio.lowlevel.wait_readable(self._socket)
             except OSError as error:
                 raise BrokenTransport(_words(error)) from error
@@ -233,11 +281,10 @@ class Transport:
 
     def close(self) -> None:
         """Say goodbye (close_notify) if the socket takes it at once, and close."""
-        with contextlib.suppress(ssl.SSLError, BrokenTransport):
+        with contextlib.suppress(ssl.SSLError):
             self._tls.unwrap()
-        with contextlib.suppress(BrokenTransport):
-            self._collect()
-            self.flush()
+        self._collect()
+        self.flush()
         self.abort()
 
     def abort(self) -> None:
@@ -254,12 +301,15 @@ def _is_about_version(error: ssl.SSLError) -> bool:
     )
 
 
+_CLOSED_HERE = "the connection was closed on this side"
+
+
 @contextlib.contextmanager
-def _socket_errors() -> Iterator[None]:
+def _closed_here() -> Iterator[None]:
     try:
         yield
-    except (trio.ClosedResourceError, OSError) as error:
-        raise BrokenTransport(_words(error)) from error
+    except trio.ClosedResourceError as error:
+        raise BrokenTransport(_CLOSED_HERE) from error
 
 
 # Opening.
@@ -276,24 +326,26 @@ async def open_transport(
     Raises:
       TransportError: with the cause in its `reason`.
     """
-    with _within(CONNECT_WITHIN, f"cannot connect to {host if proxy is None else proxy.host}"):
-        connected = await _connect(*((host, port) if proxy is None else (proxy.host, proxy.port)))
-    if proxy is not None:
+    if proxy is None:
+        connected = await _connect(host, port, host)
+    else:
+        connected = await _connect(proxy.host, proxy.port, f"the proxy {proxy.host}")
         try:
             with _within(PROXY_WITHIN, f"no answer from the proxy {proxy.host}"):
                 await proxy.open(connected, host, port)
         except BaseException:
             connected.close()
             raise
-    transport = Transport(_plain_socket(connected), context, host)
+    sock = socket.socket(fileno=connected.detach())
     try:
+        _set_options(sock)
+        transport = Transport(sock, context, host)
         with _within(TLS_WITHIN, "no end of the TLS handshake"):
             await transport.handshake()
-    except BrokenTransport as error:
-        transport.abort()
-        raise TransportError(error.reason, credential=error.credential) from error
-    except BaseException:
-        transport.abort()
+    except BaseException as error:
+        sock.close()
+        if isinstance(error, OSError | ValueError):  # no name to verify, or a socket lost this early
+            raise TransportError(_words(error), lasting=isinstance(error, ValueError)) from error
         raise
     return transport
 
@@ -307,57 +359,72 @@ def _within(seconds: float, what: str) -> Iterator[None]:
         raise TransportError(f"{what} within {seconds:g} s") from error
 
 
-async def _connect(host: str, port: int) -> trio.socket.SocketType:
+async def _connect(host: str, port: int, called: str) -> trio.socket.SocketType:
+    """Give the first connection that comes about; all other sockets are closed, whatever happens."""
+    connected: list[trio.socket.SocketType] = []
+    causes: set[str] = set()
     try:
-        found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise TransportError(f"no address for {host}: {_words(error)}") from error
-    winners: list[trio.socket.SocketType] = []
-    errors: list[OSError] = []
-    try:
-        async with trio.open_nursery() as nursery:
-
-            async def attempt(family: int, address: object, failed: trio.Event) -> None:
-                sock = trio.socket.socket(family, socket.SOCK_STREAM)
-                try:
-                    await sock.connect(address)
-                except OSError as error:
-                    sock.close()
-                    errors.append(error)
-                    failed.set()
-                except BaseException:
-                    sock.close()
-                    raise
-                else:
-                    winners.append(sock)
-                    nursery.cancel_scope.cancel()
-
-            for family, _, _, _, address in _in_turn(found):
-                failed = trio.Event()
-                nursery.start_soon(attempt, family, address, failed)
-                with trio.move_on_after(STAGGER):
-                    await failed.wait()
+        with trio.move_on_after(CONNECT_WITHIN) as deadline:
+            found = await _resolve(host, port)
+            async with trio.open_nursery() as nursery:
+                for family, _, _, _, address in _in_turn(found):
+                    failed = trio.Event()
+                    race = nursery.cancel_scope
+                    nursery.start_soon(_attempt, family, address, connected, causes, failed, race)
+                    with trio.move_on_after(STAGGER):
+                        await failed.wait()
     except BaseException:
-        # Cancelled from outside just when one had connected.
-        for sock in winners:
+        for sock in connected:
             sock.close()
         raise
-    for late in winners[1:]:
+    for late in connected[1:]:
         late.close()
-    if not winners:
-        causes = ", ".join(sorted({_words(error) for error in errors}))
-        raise TransportError(f"cannot connect to {host} port {port}: {causes}")
-    return winners[0]
+    if connected:
+        return connected[0]
+    told = sorted(causes)
+    if deadline.cancelled_caught:
+        told.append(f"no answer within {CONNECT_WITHIN:g} s")
+    raise TransportError(f"cannot connect to {called} port {port}: {', '.join(told)}")
 
 
-def _plain_socket(connected: trio.socket.SocketType) -> socket.socket:
-    sock = socket.socket(fileno=connected.detach())
+async def _resolve(host: str, port: int) -> Sequence[_AddressInfo]:
+    try:
+        return await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise TransportError(f"no address for {host}: {_words(error)}") from error
+    except ValueError as error:  # no name at all: an empty label, one of more than 63 octets
+        raise TransportError(f"no address for {host!a}: it is no host name", lasting=True) from error
+
+
+async def _attempt(
+    family: int,
+    address: object,
+    connected: list[trio.socket.SocketType],
+    causes: set[str],
+    failed: trio.Event,
+    race: trio.CancelScope,
+) -> None:
+    try:
+        sock = trio.socket.socket(family, socket.SOCK_STREAM)
+        try:
+            await sock.connect(address)
+        except BaseException:
+            sock.close()
+            raise
+    except OSError as error:
+        causes.add(_words(error))
+        failed.set()
+    else:
+        connected.append(sock)
+        race.cancel()
+
+
+def _set_options(sock: socket.socket) -> None:
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
-    return sock
 
 
 _AddressInfo = tuple[Any, ...]
@@ -379,6 +446,13 @@ def _in_turn(found: Sequence[_AddressInfo]) -> list[_AddressInfo]:
 # Proxies.
 
 MAX_PROXY_HEAD_OCTETS = 16_384
+MAX_INTERIM_ANSWERS = 8
+
+_ESCAPE = "write http://user:password@host:port, with %2F %3F %23 %40 %3A for / ? # @ : in name or password"
+
+_END_OF_HEAD = re.compile(rb"\r?\n\r?\n")  # a lone LF is to be recognised too, RFC 9112 §2.2
+_UNFIT = re.compile(rb"[\x00-\x20\x7f]")  # would end the request line, or a header field
+_STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-5][0-9][0-9])(?: |\r?\n)")
 
 # RFC 1928 §6.
 _SOCKS_REPLIES = {
@@ -408,25 +482,37 @@ class Proxy:
         """Read "http://user:password@host:port" or "socks5://…"; default ports 8080 and 1080.
 
         Raises:
-          ValueError: naming what is wrong, without the password.
+          ValueError: naming what is wrong, without user name and password.
         """
+        scheme, separator, _ = url.partition("://")
+        if not separator:
+            raise ValueError("proxy: no scheme; write http://host:port or socks5://host:port")
+        if scheme.lower() not in ("http", "socks5", "socks5h"):
+            raise ValueError(f"proxy: the scheme is {scheme!r}; 'http' and 'socks5' are supported")
         try:
             parts = urlsplit(url)
-            port = parts.port
-        except ValueError:
-            raise ValueError("proxy: the port is not a number from 0 to 65535") from None
-        if parts.scheme not in ("http", "socks5", "socks5h"):
-            raise ValueError(f"proxy: the scheme is {parts.scheme!r}; 'http' and 'socks5' are supported")
-        if not parts.hostname:
+            host, port = parts.hostname, parts.port
+        except ValueError:  # its message would quote the password
+            raise ValueError(f"proxy: no URL with a port from 1 to 65535; {_ESCAPE}") from None
+        if parts.path not in ("", "/") or parts.query or parts.fragment:
+            raise ValueError(f"proxy: more than a host and a port; {_ESCAPE}")
+        if not host:
             raise ValueError("proxy: no host; write http://host:port or socks5://host:port")
-        http = parts.scheme == "http"
-        username = None if parts.username is None else unquote(parts.username)
-        password = None if parts.password is None else unquote(parts.password)
+        http = scheme.lower() == "http"
+        if port is None:
+            port = 8080 if http else 1080
+        elif port == 0:
+            raise ValueError("proxy: the port is 0; 1 to 65535 are allowed")
+        try:
+            username = None if parts.username is None else unquote(parts.username, errors="strict")
+            password = None if parts.password is None else unquote(parts.password, errors="strict")
+        except UnicodeDecodeError:
+            raise ValueError("proxy: user name or password is not UTF-8, percent-encoded") from None
+        if http and ":" in (username or ""):
+            raise ValueError("proxy: a colon in the user name cannot be sent (RFC 7617 §2)")
         if not http and max(len((username or "").encode()), len((password or "").encode())) > 255:
             raise ValueError("proxy: SOCKS5 allows 255 octets for user name and password (RFC 1929)")
-        return cls(
-            "http" if http else "socks5", parts.hostname, port or (8080 if http else 1080), username, password
-        )
+        return cls("http" if http else "socks5", host, port, username, password)
 
     async def open(self, sock: trio.socket.SocketType, host: str, port: int) -> None:
         """Ask for a tunnel on a fresh connection to the proxy.
@@ -445,28 +531,52 @@ class Proxy:
     def _error(self, what: str, *, lasting: bool = False) -> TransportError:
         return TransportError(f"proxy {self.host} port {self.port}: {what}", lasting=lasting)
 
+    def _name(self, host: str) -> bytes:
+        """The host as it goes over the wire."""
+        try:
+            name = host.encode("ascii" if host.isascii() else "idna")
+        except UnicodeError:
+            name = b""
+        if not 1 <= len(name) <= 255 or _UNFIT.search(name):
+            raise self._error(f"cannot be asked for {host!a}: it is no host name", lasting=True)
+        return name
+
     async def _connect(self, sock: trio.socket.SocketType, host: str, port: int) -> None:
-        target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        head = f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n"
+        name = self._name(host)
+        target = b"[%b]:%d" % (name, port) if b":" in name else b"%b:%d" % (name, port)
+        head = b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n" % (target, target)
         if self.username is not None:
-            credentials = base64.b64encode(f"{self.username}:{self.password or ''}".encode()).decode()
-            head += f"Proxy-Authorization: Basic {credentials}\r\n"
-        await _send_all(sock, f"{head}\r\n".encode())
-        answer = b""
-        while b"\r\n\r\n" not in answer:
-            octets = await sock.recv(4096)
-            answer += octets
-            if not octets or len(answer) > MAX_PROXY_HEAD_OCTETS:
-                raise self._error("closed the connection" if not octets else "its answer is no HTTP")
-        # TLS begins with our octets, so there is nothing behind the head yet.
-        words = answer.split(b"\r\n", 1)[0].split(None, 2)
-        if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not words[1].isdigit():
-            raise self._error("its answer is no HTTP")
-        status = int(words[1])
+            credentials = base64.b64encode(f"{self.username}:{self.password or ''}".encode())
+            head += b"Proxy-Authorization: Basic %b\r\n" % credentials
+        await _send_all(sock, head + b"\r\n")
+        received = b""
+        for _ in range(1 + MAX_INTERIM_ANSWERS):
+            status, received = await self._answer(sock, received)
+            if status >= 200:
+                break
         if not 200 <= status < 300:
             raise self._error(f"answered CONNECT with status {status}", lasting=status in (401, 403, 407))
+        if received:  # TLS begins with our octets, so these come from no server
+            raise self._error("sent octets into the tunnel ahead of the server")
+
+    async def _answer(self, sock: trio.socket.SocketType, received: bytes) -> tuple[int, bytes]:
+        """Read the head of one answer; return its status and what came behind it."""
+        while not (end := _END_OF_HEAD.search(received)):
+            if len(received) > MAX_PROXY_HEAD_OCTETS:
+                raise self._error(f"the head of its answer has more than {MAX_PROXY_HEAD_OCTETS} octets")
+            octets = await sock.recv(4096)
+            if not octets:
+                raise self._error("closed the connection" if not received else "closed it amid its answer")
+            received += octets
+            if not b"HTTP/1.".startswith(received[:7]):
+                raise self._error("its answer is no HTTP", lasting=True)
+        status = _STATUS_LINE.match(received)
+        if status is None:
+            raise self._error("its answer is no HTTP", lasting=True)
+        return int(status[1]), received[end.end() :]
 
     async def _socks(self, sock: trio.socket.SocketType, host: str, port: int) -> None:
+        name = self._name(host)
         with_password = self.username is not None
         await _send_all(sock, b"\x05\x02\x00\x02" if with_password else b"\x05\x01\x00")
         version, method = await self._exactly(sock, 2)
@@ -480,9 +590,10 @@ class Proxy:
                 raise self._error("refuses user name and password", lasting=True)
         elif method != 0:
             raise self._error("wants another kind of authentication", lasting=True)
-        name = host.encode("idna")
-        await _send_all(sock, b"\x05\x01\x00\x03%c%b" % (len(name), name) + port.to_bytes(2, "big"))
-        _, reply, _, kind = await self._exactly(sock, 4)
+        await _send_all(sock, b"\x05\x01\x00%b%b" % (_socks_address(name), port.to_bytes(2, "big")))
+        version, reply, _, kind = await self._exactly(sock, 4)
+        if version != 5:
+            raise self._error("speaks no SOCKS5", lasting=True)
         if reply != 0:
             raise self._error(_SOCKS_REPLIES.get(reply, f"reply {reply}"), lasting=reply == 2)
         length = {1: 4, 4: 16}.get(kind)
@@ -498,6 +609,15 @@ class Proxy:
                 raise self._error("closed the connection")
             octets += more
         return octets
+
+
+def _socks_address(name: bytes) -> bytes:
+    """Kind and address of RFC 1928 §5."""
+    try:
+        address = ipaddress.ip_address(name.decode())
+    except ValueError:
+        return b"\x03%c%b" % (len(name), name)
+    return (b"\x01" if address.version == 4 else b"\x04") + address.packed
 
 
 async def _send_all(sock: trio.socket.SocketType, octets: bytes) -> None:
