@@ -588,6 +588,7 @@ class Pool:
 
     def became_ready(self, connection: Connection) -> None:
         self._readiness.unpark_all()
+        self._changed.set()
         self._announce(Connected(self._host, connection.lane))
         if self._stop is None:
             return
@@ -771,6 +772,8 @@ class Pool:
         if self._closed:
             return None, math.inf
         if self._stop is None:
+            if self._pace.failures and self._is_connecting():
+                return None, math.inf  # one try at a time, or each failure would count as many
             for lane in self._lanes:
                 if lane.living() < lane.wanted:
                     return lane, now
@@ -784,6 +787,11 @@ class Pool:
                 return None, self._probe_at
             return self._main, now
         return None, math.inf
+
+    def _is_connecting(self) -> bool:
+        return any(
+            connection.state == "connecting" for lane in self._lanes for connection in lane.connections
+        )
 
     def _new_connection(self, lane: _Lane) -> Connection:
         return Connection(

@@ -904,7 +904,7 @@ class TestTheClient:
             assert {type(error) for error in sent.errors} == {fastpush.OutcomeUnknown}
             assert {error.processed for error in sent.errors} == {None}
             assert trio.current_time() - cut_at < 1.0
-            simulator.clear_faults()
+            simulator.faults.clear()
             assert (await client.send(notification(7))).accepted
             assert times(events, Connected)[1] - cut_at <= 1.0
 
