@@ -206,6 +206,7 @@ MALFORMED_FIELDS = {
     ":status of two digits": [(b":status", b"20")],
     ":status of four digits": [(b":status", b"2000")],
     ":status 000": [(b":status", b"000")],
+    ":status 099": [(b":status", b"099")],
     ":status 600": [(b":status", b"600")],
     ":status with a space": [(b":status", b"200 ")],
     ":status +20": [(b":status", b"+20")],
