@@ -69,6 +69,8 @@ class Contender:
     share: float = 1.0
     """Of the pushes asked for: a slow one gets fewer, for a run of a few seconds."""
     warm_up: int = 1_000
+    connections: int = 1
+    """That it opens one after the other, the warm-up among them."""
     environment: dict[str, str] = field(default_factory=dict)
     needs: str = ""
     """The Python package, program or npm package without which it cannot run."""
@@ -98,7 +100,7 @@ def javascript(script: str) -> tuple[str, ...]:
     return "node", str(HERE / script)
 
 
-H2LOAD = Contender("h2load", "h2load (C, nghttp2)", python("h2load"), warm_up=0)
+H2LOAD = Contender("h2load", "h2load (C, nghttp2)", python("h2load"), warm_up=1, connections=2)
 
 ALL = (
     H2LOAD,
