@@ -887,7 +887,11 @@ class Pool:
                 self._pace.connected(trio.current_time())
                 new = self._new_connection(lane)
                 self._start(lane, new)
-                await _first(new.ready, new.ended)
+                try:
+                    await _first(new.ready, new.ended)
+                except BaseException:
+                    new.retire()  # or there would be one more than wanted
+                    raise
                 if not new.ready.is_set():
                     raise NotSent(f"no new connection to {self._host} port {self._port}: {new.end_reason}")
                 old.retire()

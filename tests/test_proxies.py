@@ -20,7 +20,8 @@ from fastpush.pool import Connected, Lost
 from fastpush.simulator import open_simulator
 from fastpush.transport import PROXY_WITHIN, Proxy, TransportError, open_transport
 from tests.proxies import ConnectProxy, SocksProxy
-from tests.tls_peer import Resolver, open_descriptors, serve, server_context, trusting_context
+from tests.steps import open_descriptors
+from tests.tls_peer import Resolver, serve, server_context, trusting_context
 
 SECRET = "p@ss:wörd/?#%"
 ESCAPED = "p%40ss%3Aw%C3%B6rd%2F%3F%23%25"

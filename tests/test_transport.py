@@ -33,13 +33,13 @@ from fastpush.transport import (
     TransportError,
     open_transport,
 )
+from tests.steps import at_each_step, living, open_descriptors
 from tests.tls_peer import (
     AUTHORITY,
     Authority,
     Peer,
     Resolver,
     black_hole,
-    open_descriptors,
     serve,
     server_context,
     trusting_context,
@@ -774,37 +774,15 @@ class TestAddresses:
         """Whenever the caller goes away, no socket stays behind."""
         resolve(localhost=["127.0.0.1", "::1"])
         async with serve(shake, context) as listener:
-            await wait_all_tasks_blocked()
-            before = open_descriptors()
-            ended = False
-            at = 0
-            while not ended:
-                at += 1
-                with trio.CancelScope() as scope:
-                    steps = CancelAtStep(scope, at)
-                    trio.lowlevel.add_instrument(steps)
-                    try:
-                        transport = await open_transport("localhost", listener.port, trusting)
-                        transport.close()
-                        ended = True
-                    finally:
-                        trio.lowlevel.remove_instrument(steps)
-                await wait_all_tasks_blocked(0.002)
-                assert open_descriptors() == before, f"cancelled at step {at}"
-            assert at > 8
+            before = await living()
 
+            async def story(steps):
+                with steps.cancelling():
+                    transport = await open_transport("localhost", listener.port, trusting)
+                    transport.close()
+                assert await living() == before
 
-class CancelAtStep(trio.abc.Instrument):
-    """Cancels a scope before the n-th step of any task that stands under it."""
-
-    def __init__(self, scope, at):
-        self.scope = scope
-        self.left = at
-
-    def before_task_step(self, task):
-        self.left -= 1
-        if self.left == 0:
-            self.scope.cancel()
+            await at_each_step(story, least=8)
 
 
 # The same to a whole client.
