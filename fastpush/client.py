@@ -198,6 +198,7 @@ class Responses:
         self._collector = Collector()
         self._batch: list[Response] = []
         self._input_read = False
+        self._being_read = False
         self._input_error: Exception | None = None
 
     def __aiter__(self) -> AsyncIterator[Response]:
@@ -211,6 +212,9 @@ class Responses:
 
     async def batches(self) -> AsyncGenerator[list[Response], None]:
         """Yield lists of responses, none empty, as they come."""
+        if self._batch:
+            batch, self._batch = self._batch[::-1], []
+            yield batch
         while True:
             try:
                 batch = await self._next_batch()
@@ -219,6 +223,15 @@ class Responses:
             yield batch
 
     async def _next_batch(self) -> list[Response]:
+        if self._being_read:
+            raise trio.BusyResourceError("another task is reading these responses")
+        self._being_read = True
+        try:
+            return await self._gather()
+        finally:
+            self._being_read = False
+
+    async def _gather(self) -> list[Response]:
         collector = self._collector
         while True:
             done = self._input_read and not collector.outstanding

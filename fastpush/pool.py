@@ -73,6 +73,9 @@ STALL_BEFORE_GROWTH = 0.05  # seconds lost to stream limit or window before anot
 _TICK = 1e-6  # seconds; what is due sooner is due now, or rounding would make it spin
 REJECTED_LATELY = 600.0  # seconds for which a rejected device token keeps to its own lane
 MAX_REJECTED = 65_536  # device tokens remembered
+GATHER_FOR = 0.02  # seconds at most in which answers are gathered before the queue is looked at again
+EXPIRE_EVERY = 1.0  # seconds between two looks at the expirations of what is queued and cannot go
+MOST_APART = 8_192  # pushes kept aside (device tokens to wait, or lately rejected) before inputs wait
 RESERVE = 512  # pushes queued beyond the room there is, so that answers are followed by requests at once
 
 # Of the right form, and nobody's: the answer to it shows what APNs thinks of the credential.
@@ -263,6 +266,8 @@ class Pool:
         self._later: list[tuple[float, int, Push]] = []
         self._later_changed = trio.Event()
         self._order = itertools.count()
+        self._pump_at = math.inf  # when the queue is looked at although nothing has happened
+        self._expired_at = now
         self._stalled_since: float | None = None
         self._stalled_on = "streams"
         self._stalled = {"streams": 0.0, "window": 0.0}
@@ -297,6 +302,8 @@ class Pool:
         """How many pushes the queue takes from inputs that can wait."""
         if self._stop is not None or self._closed:
             return RESERVE
+        if len(self._rejected.queue) + len(self._later) >= MOST_APART:
+            return 0
         now = trio.current_time()
         room = sum(connection.room(now) for connection in self._main.connections)
         return room + RESERVE - len(self._main.queue)
@@ -401,10 +408,28 @@ class Pool:
             self._end_failed(push, error)
         for push in set_aside:
             self._set_aside(push, now)
+        if queue:
+            if now >= self._expired_at + EXPIRE_EVERY:
+                self._expired_at = now
+                self._expire(wall_now)
+            self._pump_by(now + EXPIRE_EVERY)
         if queue and not lane.living():
             while queue and queue[0].ended:
                 queue.popleft()
             self._changed.set()
+
+    def _pump_by(self, at: float) -> None:
+        """Look at the queues then, at the latest."""
+        if at < self._pump_at:
+            self._pump_at = at
+            self._changed.set()
+
+    def _expire(self, wall_now: float) -> None:
+        """End what is queued and has expired; otherwise that shows only when there is room for it."""
+        for lane in self._lanes:
+            for push in lane.queue:
+                if not push.ended and 0 < (push.notification.expiration or 0) < wall_now:
+                    self._end_failed(push, None)  # and it is skipped where it stands
 
     def _set_aside(self, push: Push, now: float) -> None:
         token = push.notification.device_token
@@ -441,6 +466,8 @@ class Pool:
                 lane.wanted += 1
                 logger.debug("%.3f s lost to the %s: one more connection", lost, self._stalled_on)
                 self._changed.set()
+            else:
+                self._pump_by(now + STALL_BEFORE_GROWTH)  # should the server say nothing meanwhile
 
     # What the connections tell.
 
@@ -579,9 +606,12 @@ class Pool:
         lane = self._rejected if connection.lane == "rejected" else self._main
         if lane.again or lane.queue:
             # Answers come in small batches; requests leave in large ones, while enough streams are busy.
-            room = connection.room(trio.current_time())
+            now = trio.current_time()
+            room = connection.room(now)
             if lane.again or not connection.exchange.in_flight or room * 8 >= connection.engine.stream_limit:
                 self.pump()
+            elif room:
+                self._pump_by(now + GATHER_FOR)
         elif self._feeders:
             self._feeders.unpark_all()
         self._check_idle()
@@ -754,11 +784,14 @@ class Pool:
     async def _open_connections(self) -> None:
         while True:
             now = trio.current_time()
+            if now >= self._pump_at:
+                self._pump_at = math.inf
+                self.pump()
             lane, look_at = self._lane_in_need(now)
             if lane is not None:
                 look_at = now + self._pace.delay(now)
             if look_at > now:
-                with trio.move_on_at(look_at):
+                with trio.move_on_at(min(look_at, self._pump_at)):
                     await self._changed.wait()
                 self._changed = trio.Event()
                 continue

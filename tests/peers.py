@@ -23,6 +23,7 @@ from tests.http2 import frames
 
 TOPIC = "com.example.opmanager"
 PAYLOAD = fastpush.Payload(alert="Core switch down")
+PATIENCE = 3_600  # seconds of the virtual clock; a story that hangs ends then
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
@@ -41,8 +42,12 @@ def pushes(count, first=1, **fields):
 @contextlib.asynccontextmanager
 async def open_pair(credential=None, *, client=None, **simulator):
     """A simulator and a client on it; `client` is what else `open_client` gets."""
-    async with open_simulator(**simulator) as apns, open_client_on(apns, credential, **(client or {})) as it:
-        yield apns, it
+    with trio.fail_after(PATIENCE):
+        async with (
+            open_simulator(**simulator) as apns,
+            open_client_on(apns, credential, **(client or {})) as it,
+        ):
+            yield apns, it
 
 
 def open_client_on(apns, credential=None, **options):
@@ -134,10 +139,13 @@ class Peer:
         self._decoder = hpack.Decoder()
         self._left = b""
         self._preface = PREFACE
+        self._waiting = b""  # nothing may come before SETTINGS
 
     async def start(self, **settings):
         """Send SETTINGS, whatever they are; by default 1,000 streams."""
-        await self.send(frames.settings(**{"max_concurrent_streams": 1_000, **settings}))
+        first = frames.settings(**{"max_concurrent_streams": 1_000, **settings})
+        self._waiting, octets = None, first + (self._waiting or b"")
+        await self.send(octets)
 
     async def send(self, octets):
         try:
@@ -198,7 +206,9 @@ class Peer:
             self._left = self._left[9 + length :]
             self.frames.append(frame)
             reply += self._take(frame)
-        if reply:
+        if self._waiting is not None:
+            self._waiting += reply
+        elif reply:
             await self.send(reply)
 
     def _take(self, frame):
@@ -266,8 +276,9 @@ async def open_peer(script, directory, *, client=None):
             "max_connections": 1, **(client or {}),
         }  # fmt: skip
         try:
-            async with fastpush.open_client(signing_key(), **options) as it:
-                yield server, it
+            with trio.fail_after(PATIENCE):
+                async with fastpush.open_client(signing_key(), **options) as it:
+                    yield server, it
         finally:
             nursery.cancel_scope.cancel()
 
