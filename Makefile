@@ -59,7 +59,7 @@ run: build
 test: build $(VENV)/tools
 	@$(BIN)/python -m pytest $(ARGS)
 
-bench: build
+bench: build $(VENV)/tools
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 lint: build
