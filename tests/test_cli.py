@@ -28,6 +28,8 @@ PATIENCE = 60.0
 
 # Nothing of the caller's own settings may reach the commands; a checkout that is not installed will do.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("FASTPUSH_")}
+for name in ("NO_COLOR", "FORCE_COLOR"):
+    ENVIRONMENT.pop(name, None)
 ENVIRONMENT["PYTHONPATH"] = str(ROOT)
 
 

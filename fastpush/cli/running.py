@@ -34,20 +34,26 @@ def run(function: Callable[[], Awaitable[int]]) -> NoReturn:
 
     A Ctrl-C before the function has begun to listen for it comes out of trio as a group of exceptions.
     """
-    code = INTERRUPTED
     try:
         code = trio.run(function)
-    except* KeyboardInterrupt:
-        pass
-    except* click.ClickException as group:
-        raise first(group) from None
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except BaseExceptionGroup as group:
+        # Not `except*`: what is raised there leaves as a group again, on some versions of Python.
+        only = alone(group)
+        if isinstance(only, KeyboardInterrupt):
+            code = INTERRUPTED
+        elif isinstance(only, click.ClickException):
+            raise only from None
+        else:
+            raise
     sys.stdout.flush()
     raise SystemExit(code)
 
 
-def first(error: BaseException) -> BaseException:
-    """Take one exception out of groups of them."""
-    while isinstance(error, BaseExceptionGroup):
+def alone(error: BaseException) -> BaseException:
+    """Take the one exception out of groups of one."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
 

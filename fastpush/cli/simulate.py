@@ -14,7 +14,7 @@ import click
 import trio
 
 from fastpush.cli.account import counted
-from fastpush.cli.running import Misuse, on_interrupt, run, write_json, write_note
+from fastpush.cli.running import Misuse, alone, on_interrupt, run, write_json, write_note
 from fastpush.simulator import PROFILES, Simulator, open_simulator
 
 __all__ = ["simulate"]
@@ -113,8 +113,10 @@ def simulate(
                 await interrupted.wait()
                 nursery.cancel_scope.cancel()
                 write_note(summary(simulator))
-        except* OSError as group:
-            error = cast(OSError, group.exceptions[0])
+        except (OSError, BaseExceptionGroup) as failed:
+            error = alone(failed)
+            if not isinstance(error, OSError):
+                raise
             raise Misuse(
                 f"cannot listen on {host}:{port}: {error.strerror or error}; --port 0 takes a free port"
             ) from None
