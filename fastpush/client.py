@@ -179,14 +179,16 @@ class Client:
 async def _send_many(
     pool: Pool, notifications: Iterable[Notification] | AsyncIterable[Notification]
 ) -> AsyncGenerator[Responses, None]:
-    async with _private_nursery() as nursery:
-        responses = Responses(pool)
-        nursery.start_soon(responses._feed, notifications)
-        try:
-            yield responses
-        finally:
-            responses._withdraw()
-            nursery.cancel_scope.cancel()
+    responses = Responses(pool)
+    try:
+        async with _private_nursery() as nursery:
+            nursery.start_soon(responses._feed, notifications)
+            try:
+                yield responses
+            finally:
+                nursery.cancel_scope.cancel()
+    finally:
+        responses._withdraw()  # only now: the feeder may have had one more step
 
 
 @final

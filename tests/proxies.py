@@ -32,7 +32,8 @@ class RunningProxy:
 
     Attributes:
       asked: for each connection the target that was asked for, as it stood in the request.
-      credentials: the user name and password given, or None.
+      credentials: for each the user name and password given, or None.
+      most_clients: so many there were at the same time.
     """
 
     scheme = None
@@ -47,7 +48,8 @@ class RunningProxy:
         self.port = 0
         self.asked = []
         self.credentials = []
-        self.tunnels = 0
+        self.clients = 0
+        self.most_clients = 0
         self._scope = None
 
     async def start(self):
@@ -65,16 +67,23 @@ class RunningProxy:
             await trio.serve_listeners(self._attend, listeners)
 
     async def _attend(self, client):
+        self.clients += 1
+        self.most_clients = max(self.most_clients, self.clients)
+        try:
+            await self._tunnel(client)
+        finally:
+            self.clients -= 1
+            await trio.aclose_forcefully(client)
+
+    async def _tunnel(self, client):
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             if await self.negotiate(client):
-                self.tunnels += 1
                 async with (
                     await trio.open_tcp_stream("127.0.0.1", self.target_port) as server,
                     trio.open_nursery() as nursery,
                 ):
                     nursery.start_soon(pump, client, server, nursery.cancel_scope)
                     await pump(server, client, nursery.cancel_scope)
-        await trio.aclose_forcefully(client)
 
     def url(self, userinfo=""):
         host = f"[{self.host}]" if ":" in self.host else self.host

@@ -359,6 +359,14 @@ class TestReading:
 
 
 class TestWriting:
+    @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="not on this system")
+    async def test_row_60_the_kernel_gives_up_on_unacknowledged_octets_as_well(self, context, trusting):
+        async with connected(context, trusting) as pair:
+            with socket.socket(fileno=os.dup(pair.transport._socket.fileno())) as same:
+                assert same.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 10_000
+                assert same.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+                assert same.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+
     async def test_a_batch_larger_than_any_buffer(self, context, trusting):
         """It leaves in parts, as the socket takes it, in order and whole; until then `write` says False."""
         async with connected(context, trusting) as pair:
