@@ -39,7 +39,7 @@ def client_context(ca_file: str | os.PathLike[str] | None, ca_data: bytes | str 
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # verifies certificate and host name
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_COMPRESSION
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION  # RFC 9113 §9.2.1
     context.set_alpn_protocols(["h2"])
     if ca_file is None and ca_data is None:
         context.load_default_certs(ssl.Purpose.SERVER_AUTH)

@@ -8,7 +8,6 @@ import contextlib
 import datetime
 import os
 import random
-import re
 import resource
 import shutil
 import socket
@@ -318,44 +317,55 @@ class TestReading:
     @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl s_server is not installed")
     async def test_row_59_key_updates(self, tmp_path, trusting):
         """RFC 8446 §4.6.3: the server changes its key and asks for ours to change, twice, under way."""
-        server_context(tmp_path)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        command = ["openssl", "s_server", "-accept", f"127.0.0.1:{port}", "-naccept", "1"]
-        command += ["-tls1_3", "-num_tickets", "0", "-alpn", "h2"]
-        command += ["-cert", tmp_path / "server.pem", "-key", tmp_path / "server.pem"]
-        with trio.fail_after(20):
-            async with trio.open_nursery() as nursery:
-                server = await nursery.start(
-                    partial(
-                        trio.run_process,
-                        command,
-                        stdin=subprocess.PIPE,
-                        stdout=subprocess.PIPE,
-                        stderr=subprocess.DEVNULL,
-                        check=False,
-                    )
-                )
-                shown = b""
+        async with s_server(tmp_path, "-tls1_3", "-num_tickets", "0") as (server, port, shows):
+            transport = await open_transport("127.0.0.1", port, trusting)
+            for number in range(2):
+                await server.stdin.send_all(b"K\n")
+                assert await transport.receive() == b"", "a KeyUpdate is no octet of the connection"
+                await server.stdin.send_all(b"answer %d\n" % number)
+                assert await transport.receive() == b"answer %d\n" % number
+                assert transport.write(b"request %d\n" % number)
+                await shows(b"request %d" % number)
+            transport.close()
 
-                async def shows(pattern):
-                    nonlocal shown
-                    while not re.search(pattern, shown):
-                        octets = await server.stdout.receive_some()
-                        assert octets, shown
-                        shown += octets
+    @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl s_server is not installed")
+    async def test_row_59_renegotiation_is_refused(self, tmp_path, trusting):
+        """RFC 9113 §9.2.1 forbids it; a server of TLS 1.2 that asks gets an alert and no second hello."""
+        async with s_server(tmp_path, "-tls1_2") as (server, port, shows):
+            transport = await open_transport("127.0.0.1", port, trusting)
+            await server.stdin.send_all(b"r\n")
+            assert await transport.receive() == b""
+            await shows(b"no renegotiation")
+            with pytest.raises(BrokenTransport, match="alert"):
+                await transport.receive()
+            transport.close()
 
-                await shows(rb"ACCEPT\n")
-                transport = await open_transport("127.0.0.1", port, trusting)
-                for number in range(2):
-                    await server.stdin.send_all(b"K\n")
-                    assert await transport.receive() == b"", "a KeyUpdate is no octet of the connection"
-                    await server.stdin.send_all(b"answer %d\n" % number)
-                    assert await transport.receive() == b"answer %d\n" % number
-                    assert transport.write(b"request %d\n" % number)
-                    await shows(b"request %d" % number)
-                transport.close()
-                nursery.cancel_scope.cancel()
+
+@contextlib.asynccontextmanager
+async def s_server(directory, *options):
+    """OpenSSL's own server: its process, its port, and a function that waits until it shows something."""
+    server_context(directory)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    identity = directory / "server.pem"
+    command = ["openssl", "s_server", "-accept", f"127.0.0.1:{port}", "-naccept", "1", "-alpn", "h2"]
+    command += ["-cert", identity, "-key", identity, *options]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    shown = b""
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            server = await nursery.start(partial(trio.run_process, command, check=False, **pipes))
+
+            async def shows(words):
+                nonlocal shown
+                while words not in shown:
+                    octets = await server.stdout.receive_some()
+                    assert octets, shown
+                    shown += octets
+
+            await shows(b"ACCEPT\n")
+            yield server, port, shows
+            nursery.cancel_scope.cancel()
 
 
 class TestWriting:
