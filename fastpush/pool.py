@@ -1092,7 +1092,7 @@ class _Prover:
     def goaway(self, connection: Connection, reason: str | None, event: GoawayReceived) -> None:
         if reason is not None and retry.rule_for(400, reason).refuses:
             self._refused = reason
-        self._done.set()
+            self._done.set()  # otherwise the answer may still come, or the end
 
     def answered_ping(self, connection: Connection) -> None:
         self._answered = True

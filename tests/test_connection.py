@@ -16,7 +16,7 @@ from hyperframe.frame import GoAwayFrame, PingFrame, RstStreamFrame
 import fastpush
 from fastpush.connection import Connection
 from fastpush.pool import Connected, CredentialWasRefused
-from fastpush.simulator import Answer, Delay, Goaway, Swallow, open_simulator
+from fastpush.simulator import Answer, Delay, Goaway, Settings, Swallow, open_simulator
 from tests.http2 import frames
 from tests.peers import (
     TOPIC,
@@ -560,6 +560,32 @@ async def test_the_proofs_connection_dies_with_its_answer(clock, tmp_path):
         await client.use_credential(signing_key())
         assert (await client.send(push(2))).accepted
         assert all(each.state == "open" for each in client.statistics().connections)
+
+
+async def test_a_graceful_goaway_before_the_answer_does_not_spoil_the_proof(clock, tmp_path):
+    async def script(peer):
+        await peer.start()
+        if peer.number == 2:
+            stream_id = await peer.request()
+            await peer.send(frames.goaway(stream_id))
+            await trio.sleep(1)
+            await peer.accept(stream_id)
+        while True:
+            await peer.accept(await peer.request())
+
+    async with open_peer(script, tmp_path) as (_, client):
+        assert (await client.send(push(1))).accepted
+        await client.use_credential(signing_key())
+        assert (await client.send(push(2))).accepted
+
+
+async def test_row_21_a_request_that_is_too_large_for_the_server(clock):
+    """SETTINGS_MAX_HEADER_LIST_SIZE (RFC 9113 §6.5.2): said here, and not sent."""
+    async with open_pair(faults=[Settings(header_list_octets=100)]) as (apns, client):
+        await client.wait_ready()
+        with pytest.raises(fastpush.NotSent, match=r"the header list has .* the peer takes 100"):
+            await client.send(push(1))
+        assert not apns.ledger.seen
 
 
 async def test_a_new_credential_ends_a_stop_and_wakes_who_waits(clock):

@@ -503,7 +503,7 @@ async def test_after_failures_at_most_one_connect_a_second(quick_clock, monkeypa
         async with open_client_on(apns) as client:
             with trio.move_on_after(600):
                 await client.send(push(1))
-            gaps = [later - earlier for earlier, later in itertools.pairwise(tried)]
+            gaps = [later - earlier for earlier, later in itertools.pairwise(tried[2:])]
             assert min(gaps) >= 0.999
             assert len(tried) < 60
             apns.accept_connections()

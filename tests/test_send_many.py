@@ -142,7 +142,7 @@ async def test_an_item_that_is_no_notification_ends_the_reading(clock, kind):
     items = [*pushes(10), "hello", *pushes(10, first=100)]
     async with open_pair() as (_, client):
         responses = []
-        with pytest.raises(TypeError, match="Notification, got str"):  # noqa: PT012
+        with pytest.raises(TypeError, match="Notification"):  # noqa: PT012
             async with client.send_many(items if kind == "plain" else asynchronous(items)) as reader:
                 async for response in reader:
                     responses.append(response)
