@@ -1466,7 +1466,7 @@ async def handshake(client_context, server_context, host="localhost"):
             tls = trio.SSLStream(stream, client_context, server_hostname=host)
             try:
                 await tls.do_handshake()
-                assert await tls.receive_some() == b"!"
+                seen["octets"] = await tls.receive_some()  # none if the server refused and was gone first
             except trio.BrokenResourceError as error:
                 seen["client's refusal"] = error.__cause__
             await trio.aclose_forcefully(tls)
@@ -1536,7 +1536,7 @@ async def test_intermediates_are_sent_along(authority):
     server = server_context(authority, root)
     with_chain = ProviderCertificate.from_bytes(middle + pem_of(keys[2]) + leaf)
     seen = await handshake(with_chain.ssl_context(ca_data=authority.ca_pem), server)
-    assert "client's refusal" not in seen
+    assert seen["octets"] == b"!"
     alone = ProviderCertificate.from_bytes(pem_of(keys[2]) + leaf)
     seen = await handshake(alone.ssl_context(ca_data=authority.ca_pem), server)
     assert seen["server's refusal"].verify_message == "unable to get local issuer certificate"
