@@ -13,6 +13,7 @@ from benchmarks.servers import NotInstalled
 
 NAMES = {
     "micro": "nanoseconds of the parts: values, JSON, the HTTP/2 engine; no sockets",
+    "instructions": "machine instructions of the parts, counted by callgrind; steady on a busy machine",
     "send": "CPU, rate and memory of a push, beside h2load and the peers, on haproxy",
     "simulator": "the simulated APNs: requests a second on one processor",
     "soak": "memory over ten million pushes; takes minutes",
