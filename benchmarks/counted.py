@@ -80,33 +80,36 @@ def alarm_dictionary(index: int, message: str) -> dict[str, Any]:
     }
 
 
-def alarm_payload(index: int, message: str) -> Any:
-    """The same as a `Payload`."""
+def alarm_maker() -> Callable[[int, str], Any]:
+    """What makes the same as a `Payload`."""
     from fastpush import Alert, Payload
 
-    return Payload(
-        alert=Alert(title="Critical: core-sw-01", subtitle="Switch, device down", body=message),
-        badge=7,
-        sound="opm_critical.caf",
-        thread_id="opm1/core-sw-01",
-        category="OPM_ALARM_OPEN",
-        mutable_content=True,
-        target_content_id="alarm/4092",
-        interruption_level="time-sensitive",
-        relevance_score=1.0,
-        data={
-            "opm": {
-                "v": 1,
-                "src": "opm1",
-                "alarmid": "4092",
-                "entity": "core-sw-01_Poll",
-                "sev": 1,
-                "state": "open",
-                "ts": 1709902027793 + index,
-                "url": "/alarm/4092",
-            }
-        },
-    )
+    def alarm_payload(index: int, message: str) -> Payload:
+        return Payload(
+            alert=Alert(title="Critical: core-sw-01", subtitle="Switch, device down", body=message),
+            badge=7,
+            sound="opm_critical.caf",
+            thread_id="opm1/core-sw-01",
+            category="OPM_ALARM_OPEN",
+            mutable_content=True,
+            target_content_id="alarm/4092",
+            interruption_level="time-sensitive",
+            relevance_score=1.0,
+            data={
+                "opm": {
+                    "v": 1,
+                    "src": "opm1",
+                    "alarmid": "4092",
+                    "entity": "core-sw-01_Poll",
+                    "sev": 1,
+                    "state": "open",
+                    "ts": 1709902027793 + index,
+                    "url": "/alarm/4092",
+                }
+            },
+        )
+
+    return alarm_payload
 
 
 def count_values() -> None:
@@ -146,6 +149,7 @@ def count_encode() -> None:
     from benchmarks import data
     from fastpush import Alert, Payload
 
+    alarm_payload = alarm_maker()
     messages = [alarm_message(index) for index in range(LONG)]
     every_text = dict.fromkeys(
         (
@@ -267,6 +271,7 @@ def count_connection() -> None:
     engine = open_engine()
     exchange = Exchange(engine, b"api.push.apple.com", lambda topic, push_type: data.TOPIC)
     exchange.authorize(b"bearer " + b"x" * 190)
+    alarm_payload = alarm_maker()
     payloads = [alarm_payload(index, alarm_message(index)) for index in range(LONG)]
     notifications = [
         Notification(token, payload, priority=data.PRIORITY, expiration=data.EXPIRATION)
