@@ -12,10 +12,15 @@ while JSON is written into the one shared buffer. Text never holds a lone surrog
 
 cimport cython
 from cpython.ref cimport Py_INCREF, PyObject
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset, strlen
+from libc.stdint cimport int64_t
+from libc.string cimport memcpy, memset
 
-from fastpush._buffer cimport Buffer, buffer_free, buffer_init, buffer_reserve
+from fastpush._buffer cimport Buffer, buffer_free, buffer_init
+from fastpush._json cimport (
+    Key, PyBytes_AS_STRING, PyBytes_GET_SIZE, PyUnicode_DATA, PyUnicode_GET_LENGTH, PyUnicode_IS_ASCII,
+    PyUnicode_KIND, close, has_surrogate, write_characters, write_integer, write_literal, write_number,
+    write_octets, write_string, write_strings,
+)
 from fastpush._vectorcall cimport PyTypeObject, call_with_tuple, newfunc, sort_arguments, vectorcallfunc
 
 import dataclasses
@@ -27,13 +32,7 @@ import orjson
 from fastpush.errors import InvalidNotification
 
 cdef extern from "Python.h":
-    enum: PyUnicode_1BYTE_KIND
-    enum: PyUnicode_2BYTE_KIND
     int PyUnicode_READY(object text) except -1
-    unsigned int PyUnicode_IS_ASCII(object text) noexcept
-    int PyUnicode_KIND(object text) noexcept
-    void *PyUnicode_DATA(object text) noexcept
-    Py_ssize_t PyUnicode_GET_LENGTH(object text) noexcept
     bint PyUnicode_CheckExact(object value) noexcept
     bint PyLong_CheckExact(object value) noexcept
     bint PyFloat_CheckExact(object value) noexcept
@@ -41,8 +40,6 @@ cdef extern from "Python.h":
     double PyFloat_AS_DOUBLE(object value) noexcept
     str PyUnicode_FromObject(object text)
     bytes PyBytes_FromStringAndSize(const char *octets, Py_ssize_t length)
-    char *PyBytes_AS_STRING(object octets) noexcept
-    Py_ssize_t PyBytes_GET_SIZE(object octets) noexcept
 
 
 cdef extern from "string.h":
@@ -52,50 +49,20 @@ cdef extern from "string.h":
 cdef object dumps = orjson.dumps
 cdef object loads = orjson.loads
 
-# Characters of a text written under one reservation; bounds the buffer at 6 octets for each.
 cdef enum:
-    CHUNK = 2048
     KEPT_OCTETS = 65536         # a larger buffer is given back after use
 
 cdef frozenset INTERRUPTION_LEVELS = frozenset({"passive", "active", "time-sensitive", "critical"})
 
-cdef const char *HEX_DIGITS = "0123456789abcdef"
-
-# RFC 8259 §7. What follows the backslash; 'u' stands for \u00XX, 0 for no escape.
-cdef uint8_t[128] ESCAPES
-
-
-cdef int fill_escapes() except -1:
-    cdef int code
-    for code in range(128):
-        ESCAPES[code] = c'u' if code < 0x20 else 0
-    ESCAPES[c'\b'] = c'b'
-    ESCAPES[c'\t'] = c't'
-    ESCAPES[c'\n'] = c'n'
-    ESCAPES[c'\f'] = c'f'
-    ESCAPES[c'\r'] = c'r'
-    ESCAPES[c'"'] = c'"'
-    ESCAPES[c'\\'] = c'\\'
-    return 0
-
-
-fill_escapes()
-
-
-cdef struct Key:
-    uint8_t[32] octets          # `"key":`, written as 32 octets at once; what is behind is overwritten
-    Py_ssize_t length
-
-
 cdef enum:    # places in KEYS
-    NO_KEY = 0, ALERT, TITLE, SUBTITLE, BODY, LAUNCH_IMAGE, TITLE_LOC_KEY, TITLE_LOC_ARGS,
+    ALERT = 0, TITLE, SUBTITLE, BODY, LAUNCH_IMAGE, TITLE_LOC_KEY, TITLE_LOC_ARGS,
     SUBTITLE_LOC_KEY, SUBTITLE_LOC_ARGS, LOC_KEY, LOC_ARGS, ACTION_LOC_KEY, SUMMARY_ARG, SUMMARY_ARG_COUNT,
     BADGE, SOUND, NAME, VOLUME, THREAD_ID, CATEGORY, TARGET_CONTENT_ID, INTERRUPTION_LEVEL,
     RELEVANCE_SCORE, FILTER_CRITERIA, URL_ARGS,
     KEY_COUNT
 
 cdef tuple KEY_NAMES = (
-    "", "alert", "title", "subtitle", "body", "launch-image", "title-loc-key", "title-loc-args",
+    "alert", "title", "subtitle", "body", "launch-image", "title-loc-key", "title-loc-args",
     "subtitle-loc-key", "subtitle-loc-args", "loc-key", "loc-args", "action-loc-key", "summary-arg",
     "summary-arg-count", "badge", "sound", "name", "volume", "thread-id", "category", "target-content-id",
     "interruption-level", "relevance-score", "filter-criteria", "url-args",
@@ -109,7 +76,7 @@ cdef int fill_keys() except -1:
     cdef bytes member
     if len(KEY_NAMES) != KEY_COUNT:
         raise AssertionError("a key has no place in KEYS")
-    for place in range(1, KEY_COUNT):
+    for place in range(KEY_COUNT):
         member = b'"' + KEY_NAMES[place].encode() + b'":'
         memcpy(KEYS[place].octets, <const char *>member, <size_t>min(len(member), 32))
         KEYS[place].length = len(member)
@@ -117,103 +84,6 @@ cdef int fill_keys() except -1:
 
 
 fill_keys()
-
-
-# Leaf helpers: raw pointers, no Python object, no check. The caller has reserved the room.
-
-cdef inline bint needs_escape(uint64_t word) noexcept nogil:
-    """Whether one of eight ASCII octets is a control character, a quote or a backslash (never misses one)."""
-    cdef uint64_t ones = 0x0101010101010101
-    cdef uint64_t quotes = word ^ (ones * 0x22)
-    cdef uint64_t backslashes = word ^ (ones * 0x5C)
-    return (((word - ones * 0x20) | (quotes - ones) | (backslashes - ones)) & (ones * 0x80)) != 0
-
-
-cdef inline uint8_t *put_ascii(uint8_t *out, uint32_t code) noexcept nogil:
-    cdef uint8_t escape = ESCAPES[code]
-    if escape == 0:
-        out[0] = <uint8_t>code
-        return out + 1
-    out[0] = c'\\'
-    out[1] = escape
-    if escape != c'u':
-        return out + 2
-    out[2] = c'0'
-    out[3] = c'0'
-    out[4] = <uint8_t>HEX_DIGITS[code >> 4]
-    out[5] = <uint8_t>HEX_DIGITS[code & 15]
-    return out + 6
-
-
-cdef inline uint8_t *put_code_point(uint8_t *out, uint32_t code) noexcept nogil:
-    """Write one character: escaped ASCII, or UTF-8 (RFC 3629 §3). At most 6 octets."""
-    if code < 0x80:
-        return put_ascii(out, code)
-    if code < 0x800:
-        out[0] = <uint8_t>(0xC0 | (code >> 6))
-        out[1] = <uint8_t>(0x80 | (code & 0x3F))
-        return out + 2
-    if code < 0x10000:
-        out[0] = <uint8_t>(0xE0 | (code >> 12))
-        out[1] = <uint8_t>(0x80 | ((code >> 6) & 0x3F))
-        out[2] = <uint8_t>(0x80 | (code & 0x3F))
-        return out + 3
-    out[0] = <uint8_t>(0xF0 | (code >> 18))
-    out[1] = <uint8_t>(0x80 | ((code >> 12) & 0x3F))
-    out[2] = <uint8_t>(0x80 | ((code >> 6) & 0x3F))
-    out[3] = <uint8_t>(0x80 | (code & 0x3F))
-    return out + 4
-
-
-cdef inline uint8_t *put_ascii_run(uint8_t *out, const uint8_t *text, Py_ssize_t length) noexcept nogil:
-    """Write ASCII octets, eight at a time while none of them needs an escape."""
-    cdef uint64_t word
-    cdef Py_ssize_t place = 0, end
-    while place + 8 <= length:
-        memcpy(&word, text + place, 8)
-        if needs_escape(word):
-            end = place + 8
-            while place < end:
-                out = put_ascii(out, text[place])
-                place += 1
-        else:
-            memcpy(out, &word, 8)
-            out += 8
-            place += 8
-    if place < length and length >= 8:
-        # The last eight once more, in part: what was written of them is the same where none is escaped.
-        memcpy(&word, text + length - 8, 8)
-        if not needs_escape(word):
-            out += length - place
-            memcpy(out - 8, &word, 8)
-            return out
-    while place < length:
-        out = put_ascii(out, text[place])
-        place += 1
-    return out
-
-
-cdef inline void put(Buffer *out, const char *literal) noexcept nogil:
-    # The length of a literal is a constant once this is inlined.
-    cdef size_t length = strlen(literal)
-    memcpy(out.octets + out.length, literal, length)
-    out.length += <Py_ssize_t>length
-
-
-cdef inline bint has_surrogate(int kind, const void *characters, Py_ssize_t length) noexcept nogil:
-    cdef const uint16_t *two = <const uint16_t *>characters
-    cdef const uint32_t *four = <const uint32_t *>characters
-    cdef Py_ssize_t place
-    cdef uint32_t found = 0
-    if kind == PyUnicode_1BYTE_KIND:
-        return False
-    if kind == PyUnicode_2BYTE_KIND:
-        for place in range(length):
-            found |= <uint32_t>((two[place] >> 11) == 0x1B)
-    else:
-        for place in range(length):
-            found |= <uint32_t>((four[place] >> 11) == 0x1B)
-    return found != 0
 
 
 # The checks of a field. Each returns the value as it is kept. A message names the field and what was found
@@ -338,147 +208,8 @@ cdef bytes float_json(double value):
     return dumps(value)
 
 
-# The steps of writing, in the order of the octets. Each member ends with a comma; `close` takes the
-# last one back.
-
 cdef Buffer scratch         # one for all: nothing below runs Python code or lets go of the GIL
 buffer_init(&scratch)
-
-
-cdef inline int write_key(Buffer *out, int key, Py_ssize_t room) except -1:
-    """Write `"key":` and leave `room` octets for its value and a comma."""
-    buffer_reserve(out, room + 33)
-    memcpy(out.octets + out.length, KEYS[key].octets, 32)
-    out.length += KEYS[key].length
-    return 0
-
-
-cdef int write_characters(Buffer *out, str value) except -1:
-    """Write the characters of a text, CHUNK by CHUNK."""
-    cdef Py_ssize_t length = PyUnicode_GET_LENGTH(value), place = 0, end
-    cdef const uint8_t *one = <const uint8_t *>PyUnicode_DATA(value)
-    cdef const uint16_t *two = <const uint16_t *>one
-    cdef const uint32_t *four = <const uint32_t *>one
-    cdef int kind = PyUnicode_KIND(value)
-    cdef bint ascii = PyUnicode_IS_ASCII(value) != 0
-    cdef uint8_t *octets
-    while place < length:
-        end = min(length, place + CHUNK)
-        buffer_reserve(out, 6 * (end - place))
-        octets = out.octets + out.length
-        if ascii:
-            octets = put_ascii_run(octets, one + place, end - place)
-            place = end
-        elif kind == PyUnicode_1BYTE_KIND:
-            while place < end:
-                octets = put_code_point(octets, one[place])
-                place += 1
-        elif kind == PyUnicode_2BYTE_KIND:
-            while place < end:
-                octets = put_code_point(octets, two[place])
-                place += 1
-        else:
-            while place < end:
-                octets = put_code_point(octets, four[place])
-                place += 1
-        out.length = octets - out.octets
-    return 0
-
-
-cdef int write_string(Buffer *out, int key, str value) except -1:
-    """Write `"key":"value",` or, with NO_KEY, `"value",`; nothing for None."""
-    cdef Py_ssize_t length
-    cdef uint8_t *octets
-    if value is None:
-        return 0
-    length = PyUnicode_GET_LENGTH(value)
-    if PyUnicode_IS_ASCII(value) and length <= CHUNK:
-        write_key(out, key, 6 * length + 3)
-        octets = out.octets + out.length
-        octets[0] = c'"'
-        octets = put_ascii_run(octets + 1, <const uint8_t *>PyUnicode_DATA(value), length)
-        octets[0] = c'"'
-        octets[1] = c','
-        out.length = octets + 2 - out.octets
-        return 0
-    write_key(out, key, 1)
-    put(out, b'"')
-    write_characters(out, value)
-    return write_literal(out, b'",')
-
-
-cdef inline int write_octets(Buffer *out, const char *octets, Py_ssize_t length) except -1:
-    """Write octets that are JSON already, and a comma."""
-    buffer_reserve(out, length + 1)
-    memcpy(out.octets + out.length, octets, <size_t>length)
-    out.length += length
-    put(out, b',')
-    return 0
-
-
-cdef inline int write_number(Buffer *out, int key, bytes number) except -1:
-    """Write `"key":number,`; nothing for None."""
-    if number is None:
-        return 0
-    write_key(out, key, 0)
-    return write_octets(out, PyBytes_AS_STRING(number), PyBytes_GET_SIZE(number))
-
-
-cdef int write_strings(Buffer *out, int key, tuple value) except -1:
-    if value is None:
-        return 0
-    write_key(out, key, 1)
-    put(out, b'[')
-    for item in value:
-        write_string(out, NO_KEY, <str>item)
-    return close(out, c']')
-
-
-@cython.cdivision(True)
-cdef inline uint8_t *put_integer(uint8_t *out, int64_t number) noexcept nogil:
-    """Write a decimal number; at most 20 octets."""
-    cdef uint8_t[20] digits
-    cdef int place = 20
-    cdef uint64_t rest = <uint64_t>number
-    if number < 0:
-        out[0] = c'-'
-        out += 1
-        rest = 0 - rest
-    while True:
-        place -= 1
-        digits[place] = <uint8_t>(c'0' + rest % 10)
-        rest //= 10
-        if rest == 0:
-            break
-    memcpy(out, digits + place, <size_t>(20 - place))
-    return out + (20 - place)
-
-
-cdef inline int write_integer(Buffer *out, int key, int64_t number) except -1:
-    """Write `"key":number,`; nothing for -1."""
-    if number == -1:
-        return 0
-    write_key(out, key, 21)
-    out.length = put_integer(out.octets + out.length, number) - out.octets
-    put(out, b',')
-    return 0
-
-
-cdef inline int write_literal(Buffer *out, const char *member) except -1:
-    buffer_reserve(out, <Py_ssize_t>strlen(member))
-    put(out, member)
-    return 0
-
-
-cdef inline int close(Buffer *out, uint8_t bracket) except -1:
-    """End an object or array, and leave the comma that follows it."""
-    buffer_reserve(out, 2)
-    if out.octets[out.length - 1] == c',':
-        out.length -= 1
-    out.octets[out.length] = bracket
-    out.octets[out.length + 1] = c','
-    out.length += 2
-    return 0
 
 
 cpdef bytes encode_data(object value, str field="data"):
@@ -511,20 +242,20 @@ cdef inline bytes taken():
 
 cdef int write_alert(Buffer *out, Alert alert) except -1:
     write_literal(out, b'"alert":{')
-    write_string(out, TITLE, alert.title)
-    write_string(out, SUBTITLE, alert.subtitle)
-    write_string(out, BODY, alert.body)
+    write_string(out, &KEYS[TITLE], alert.title)
+    write_string(out, &KEYS[SUBTITLE], alert.subtitle)
+    write_string(out, &KEYS[BODY], alert.body)
     if alert.rare is not None:
-        write_string(out, LAUNCH_IMAGE, alert.rare.get("launch_image"))
-        write_string(out, TITLE_LOC_KEY, alert.rare.get("title_loc_key"))
-        write_strings(out, TITLE_LOC_ARGS, alert.rare.get("title_loc_args"))
-        write_string(out, SUBTITLE_LOC_KEY, alert.rare.get("subtitle_loc_key"))
-        write_strings(out, SUBTITLE_LOC_ARGS, alert.rare.get("subtitle_loc_args"))
-        write_string(out, LOC_KEY, alert.rare.get("loc_key"))
-        write_strings(out, LOC_ARGS, alert.rare.get("loc_args"))
-        write_string(out, ACTION_LOC_KEY, alert.rare.get("action_loc_key"))
-        write_string(out, SUMMARY_ARG, alert.rare.get("summary_arg"))
-        write_integer(out, SUMMARY_ARG_COUNT, alert.rare.get("summary_arg_count", -1))
+        write_string(out, &KEYS[LAUNCH_IMAGE], alert.rare.get("launch_image"))
+        write_string(out, &KEYS[TITLE_LOC_KEY], alert.rare.get("title_loc_key"))
+        write_strings(out, &KEYS[TITLE_LOC_ARGS], alert.rare.get("title_loc_args"))
+        write_string(out, &KEYS[SUBTITLE_LOC_KEY], alert.rare.get("subtitle_loc_key"))
+        write_strings(out, &KEYS[SUBTITLE_LOC_ARGS], alert.rare.get("subtitle_loc_args"))
+        write_string(out, &KEYS[LOC_KEY], alert.rare.get("loc_key"))
+        write_strings(out, &KEYS[LOC_ARGS], alert.rare.get("loc_args"))
+        write_string(out, &KEYS[ACTION_LOC_KEY], alert.rare.get("action_loc_key"))
+        write_string(out, &KEYS[SUMMARY_ARG], alert.rare.get("summary_arg"))
+        write_integer(out, &KEYS[SUMMARY_ARG_COUNT], alert.rare.get("summary_arg_count", -1))
     return close(out, c'}')
 
 
@@ -532,8 +263,8 @@ cdef int write_sound(Buffer *out, Sound sound, bytes volume) except -1:
     write_literal(out, b'"sound":{')
     if sound.critical:
         write_literal(out, b'"critical":1,')
-    write_string(out, NAME, sound.name)
-    write_number(out, VOLUME, volume)
+    write_string(out, &KEYS[NAME], sound.name)
+    write_number(out, &KEYS[VOLUME], volume)
     return close(out, c'}')
 
 
@@ -542,27 +273,27 @@ cdef int write_payload(Buffer *out, Payload payload, bytes relevance, bytes volu
     if type(payload.alert) is Alert:
         write_alert(out, <Alert>payload.alert)
     else:
-        write_string(out, ALERT, <str>payload.alert)
-    write_integer(out, BADGE, payload.badge_number)
+        write_string(out, &KEYS[ALERT], <str>payload.alert)
+    write_integer(out, &KEYS[BADGE], payload.badge_number)
     if type(payload.sound) is Sound:
         write_sound(out, <Sound>payload.sound, volume)
     else:
-        write_string(out, SOUND, <str>payload.sound)
-    write_string(out, THREAD_ID, payload.thread_id)
-    write_string(out, CATEGORY, payload.category)
+        write_string(out, &KEYS[SOUND], <str>payload.sound)
+    write_string(out, &KEYS[THREAD_ID], payload.thread_id)
+    write_string(out, &KEYS[CATEGORY], payload.category)
     if payload.content_available:
         write_literal(out, b'"content-available":1,')
     if payload.mutable_content:
         write_literal(out, b'"mutable-content":1,')
-    write_string(out, TARGET_CONTENT_ID, payload.target_content_id)
-    write_string(out, INTERRUPTION_LEVEL, payload.interruption_level)
-    write_number(out, RELEVANCE_SCORE, relevance)
+    write_string(out, &KEYS[TARGET_CONTENT_ID], payload.target_content_id)
+    write_string(out, &KEYS[INTERRUPTION_LEVEL], payload.interruption_level)
+    write_number(out, &KEYS[RELEVANCE_SCORE], relevance)
     if payload.rare is not None:
-        write_string(out, FILTER_CRITERIA, payload.rare.get("filter_criteria"))
+        write_string(out, &KEYS[FILTER_CRITERIA], payload.rare.get("filter_criteria"))
     if payload.content_changed:
         write_literal(out, b'"content-changed":true,')
     if payload.rare is not None:
-        write_strings(out, URL_ARGS, payload.rare.get("url_args"))
+        write_strings(out, &KEYS[URL_ARGS], payload.rare.get("url_args"))
     close(out, c'}')
     if payload.data_json is not None and PyBytes_GET_SIZE(payload.data_json) > 2:
         # Without its own braces: the opening one is written, the closing one comes from `close`.

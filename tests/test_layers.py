@@ -12,7 +12,7 @@ what is in its own package. Where the house is narrower than that, `ONLY` says s
                          ├─ transport
                          ├─ http2
                          └─ notification, credentials, retry → _notification →
-                            _live_activity → _encode → errors
+                            _live_activity → _encode → errors, _json
     simulator stands beside client, on http2, notification and credentials
 """
 
@@ -47,6 +47,7 @@ FLOORS = [
     ["_credential_files"],
     ["_apple_certificate"],
     ["errors"],
+    ["_json"],
     ["_buffer", "_vectorcall"],
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
@@ -71,7 +72,8 @@ ONLY = {
 
 # Bytes and a clock reading in, bytes and events out.
 WITHOUT_IO = [
-    "http2", "retry", "notification", "_notification", "_live_activity", "_encode", "errors", "_buffer",
+    "http2", "retry", "notification", "_notification", "_live_activity", "_encode", "_json", "errors",
+    "_buffer",
 ]  # fmt: skip
 IO = {
     "asyncio", "concurrent", "http", "io", "logging", "multiprocessing", "os", "pathlib", "queue", "random",

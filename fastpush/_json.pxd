@@ -1,0 +1,290 @@
+# cython: language_level=3
+"""A writer of JSON (RFC 8259) into a `Buffer`: UTF-8, no blanks, the octets of `orjson.dumps`.
+
+Inline functions, compiled into the module that cimports them. Nothing here runs Python code or lets go of
+the GIL, so one buffer may serve a whole module. Each member or element is written with a comma behind it;
+`close` takes the last one back. Text must hold no lone surrogate (`has_surrogate` tells).
+"""
+
+cimport cython
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, strlen
+
+from fastpush._buffer cimport Buffer, buffer_reserve
+
+cdef extern from "Python.h":
+    enum: PyUnicode_1BYTE_KIND
+    enum: PyUnicode_2BYTE_KIND
+    unsigned int PyUnicode_IS_ASCII(object text) noexcept
+    int PyUnicode_KIND(object text) noexcept
+    void *PyUnicode_DATA(object text) noexcept
+    Py_ssize_t PyUnicode_GET_LENGTH(object text) noexcept
+    char *PyBytes_AS_STRING(object octets) noexcept
+    Py_ssize_t PyBytes_GET_SIZE(object octets) noexcept
+
+
+cdef extern from *:
+    """
+    /* The name of a member, quoted, with its colon. Written as 32 octets at once: what is behind the end is
+       overwritten by the value. */
+    typedef struct {
+        uint8_t octets[32];
+        Py_ssize_t length;
+    } Key;
+
+    static const Key NO_KEY = {{0}, 0};
+
+    /* RFC 8259 section 7: what follows the backslash; 'u' stands for a code in hex, 0 for no escape. */
+    static const uint8_t ESCAPES[128] = {
+        'u', 'u', 'u', 'u', 'u', 'u', 'u', 'u', 'b', 't', 'n', 'u', 'f', 'r', 'u', 'u',
+        'u', 'u', 'u', 'u', 'u', 'u', 'u', 'u', 'u', 'u', 'u', 'u', 'u', 'u', 'u', 'u',
+        ['"'] = '"', [0x5C] = 0x5C,     /* the backslash itself */
+    };
+
+    static const char HEX_DIGITS[] = "0123456789abcdef";
+    """
+    ctypedef struct Key:
+        uint8_t[32] octets
+        Py_ssize_t length
+    const Key NO_KEY
+    const uint8_t *ESCAPES
+    const char *HEX_DIGITS
+
+# Characters of a text written under one reservation; bounds the buffer at 6 octets for each.
+cdef enum:
+    CHUNK = 2048
+
+
+# Leaf helpers: raw pointers, no Python object, no check. The caller has reserved the room.
+
+cdef inline bint needs_escape(uint64_t word) noexcept nogil:
+    """Whether one of eight ASCII octets is a control character, a quote or a backslash (never misses one)."""
+    cdef uint64_t ones = 0x0101010101010101
+    cdef uint64_t quotes = word ^ (ones * 0x22)
+    cdef uint64_t backslashes = word ^ (ones * 0x5C)
+    return (((word - ones * 0x20) | (quotes - ones) | (backslashes - ones)) & (ones * 0x80)) != 0
+
+
+cdef inline uint8_t *put_ascii(uint8_t *out, uint32_t code) noexcept nogil:
+    cdef uint8_t escape = ESCAPES[code]
+    if escape == 0:
+        out[0] = <uint8_t>code
+        return out + 1
+    out[0] = c'\\'
+    out[1] = escape
+    if escape != c'u':
+        return out + 2
+    out[2] = c'0'
+    out[3] = c'0'
+    out[4] = <uint8_t>HEX_DIGITS[code >> 4]
+    out[5] = <uint8_t>HEX_DIGITS[code & 15]
+    return out + 6
+
+
+cdef inline uint8_t *put_code_point(uint8_t *out, uint32_t code) noexcept nogil:
+    """Write one character: escaped ASCII, or UTF-8 (RFC 3629 §3). At most 6 octets."""
+    if code < 0x80:
+        return put_ascii(out, code)
+    if code < 0x800:
+        out[0] = <uint8_t>(0xC0 | (code >> 6))
+        out[1] = <uint8_t>(0x80 | (code & 0x3F))
+        return out + 2
+    if code < 0x10000:
+        out[0] = <uint8_t>(0xE0 | (code >> 12))
+        out[1] = <uint8_t>(0x80 | ((code >> 6) & 0x3F))
+        out[2] = <uint8_t>(0x80 | (code & 0x3F))
+        return out + 3
+    out[0] = <uint8_t>(0xF0 | (code >> 18))
+    out[1] = <uint8_t>(0x80 | ((code >> 12) & 0x3F))
+    out[2] = <uint8_t>(0x80 | ((code >> 6) & 0x3F))
+    out[3] = <uint8_t>(0x80 | (code & 0x3F))
+    return out + 4
+
+
+cdef inline uint8_t *put_ascii_run(uint8_t *out, const uint8_t *text, Py_ssize_t length) noexcept nogil:
+    """Write ASCII octets, eight at a time while none of them needs an escape."""
+    cdef uint64_t word
+    cdef Py_ssize_t place = 0, end
+    while place + 8 <= length:
+        memcpy(&word, text + place, 8)
+        if needs_escape(word):
+            end = place + 8
+            while place < end:
+                out = put_ascii(out, text[place])
+                place += 1
+        else:
+            memcpy(out, &word, 8)
+            out += 8
+            place += 8
+    if place < length and length >= 8:
+        # The last eight once more, in part: what was written of them is the same where none is escaped.
+        memcpy(&word, text + length - 8, 8)
+        if not needs_escape(word):
+            out += length - place
+            memcpy(out - 8, &word, 8)
+            return out
+    while place < length:
+        out = put_ascii(out, text[place])
+        place += 1
+    return out
+
+
+cdef inline void put(Buffer *out, const char *literal) noexcept nogil:
+    # The length of a literal is a constant once this is inlined.
+    cdef size_t length = strlen(literal)
+    memcpy(out.octets + out.length, literal, length)
+    out.length += <Py_ssize_t>length
+
+
+cdef inline bint has_surrogate(int kind, const void *characters, Py_ssize_t length) noexcept nogil:
+    cdef const uint16_t *two = <const uint16_t *>characters
+    cdef const uint32_t *four = <const uint32_t *>characters
+    cdef Py_ssize_t place
+    cdef uint32_t found = 0
+    if kind == PyUnicode_1BYTE_KIND:
+        return False
+    if kind == PyUnicode_2BYTE_KIND:
+        for place in range(length):
+            found |= <uint32_t>((two[place] >> 11) == 0x1B)
+    else:
+        for place in range(length):
+            found |= <uint32_t>((four[place] >> 11) == 0x1B)
+    return found != 0
+
+
+@cython.cdivision(True)
+cdef inline uint8_t *put_integer(uint8_t *out, int64_t number) noexcept nogil:
+    """Write a decimal number; at most 20 octets."""
+    cdef uint8_t[20] digits
+    cdef int place = 20
+    cdef uint64_t rest = <uint64_t>number
+    if number < 0:
+        out[0] = c'-'
+        out += 1
+        rest = 0 - rest
+    while True:
+        place -= 1
+        digits[place] = <uint8_t>(c'0' + rest % 10)
+        rest //= 10
+        if rest == 0:
+            break
+    memcpy(out, digits + place, <size_t>(20 - place))
+    return out + (20 - place)
+
+
+# The steps of writing.
+
+cdef inline int write_key(Buffer *out, const Key *key, Py_ssize_t room) except -1:
+    """Write `"key":` and leave `room` octets for its value and a comma."""
+    buffer_reserve(out, room + 33)
+    memcpy(out.octets + out.length, key.octets, 32)
+    out.length += key.length
+    return 0
+
+
+cdef inline int write_literal(Buffer *out, const char *member) except -1:
+    buffer_reserve(out, <Py_ssize_t>strlen(member))
+    put(out, member)
+    return 0
+
+
+cdef inline int write_octets(Buffer *out, const char *octets, Py_ssize_t length) except -1:
+    """Write octets that are JSON already, and a comma."""
+    buffer_reserve(out, length + 1)
+    memcpy(out.octets + out.length, octets, <size_t>length)
+    out.length += length
+    put(out, b',')
+    return 0
+
+
+cdef inline int close(Buffer *out, uint8_t bracket) except -1:
+    """End an object or array, and leave the comma that follows it."""
+    buffer_reserve(out, 2)
+    if out.octets[out.length - 1] == c',':
+        out.length -= 1
+    out.octets[out.length] = bracket
+    out.octets[out.length + 1] = c','
+    out.length += 2
+    return 0
+
+
+cdef inline int write_characters(Buffer *out, str value) except -1:
+    """Write the characters of a text, CHUNK by CHUNK."""
+    cdef Py_ssize_t length = PyUnicode_GET_LENGTH(value), place = 0, end
+    cdef const uint8_t *one = <const uint8_t *>PyUnicode_DATA(value)
+    cdef const uint16_t *two = <const uint16_t *>one
+    cdef const uint32_t *four = <const uint32_t *>one
+    cdef int kind = PyUnicode_KIND(value)
+    cdef bint ascii = PyUnicode_IS_ASCII(value) != 0
+    cdef uint8_t *octets
+    while place < length:
+        end = min(length, place + CHUNK)
+        buffer_reserve(out, 6 * (end - place))
+        octets = out.octets + out.length
+        if ascii:
+            octets = put_ascii_run(octets, one + place, end - place)
+            place = end
+        elif kind == PyUnicode_1BYTE_KIND:
+            while place < end:
+                octets = put_code_point(octets, one[place])
+                place += 1
+        elif kind == PyUnicode_2BYTE_KIND:
+            while place < end:
+                octets = put_code_point(octets, two[place])
+                place += 1
+        else:
+            while place < end:
+                octets = put_code_point(octets, four[place])
+                place += 1
+        out.length = octets - out.octets
+    return 0
+
+
+cdef inline int write_string(Buffer *out, const Key *key, str value) except -1:
+    """Write `"key":"value",` or, with `&NO_KEY`, `"value",`; nothing for None."""
+    cdef Py_ssize_t length
+    cdef uint8_t *octets
+    if value is None:
+        return 0
+    length = PyUnicode_GET_LENGTH(value)
+    if PyUnicode_IS_ASCII(value) and length <= CHUNK:
+        write_key(out, key, 6 * length + 3)
+        octets = out.octets + out.length
+        octets[0] = c'"'
+        octets = put_ascii_run(octets + 1, <const uint8_t *>PyUnicode_DATA(value), length)
+        octets[0] = c'"'
+        octets[1] = c','
+        out.length = octets + 2 - out.octets
+        return 0
+    write_key(out, key, 1)
+    put(out, b'"')
+    write_characters(out, value)
+    return write_literal(out, b'",')
+
+
+cdef inline int write_strings(Buffer *out, const Key *key, tuple value) except -1:
+    if value is None:
+        return 0
+    write_key(out, key, 1)
+    put(out, b'[')
+    for item in value:
+        write_string(out, &NO_KEY, <str>item)
+    return close(out, c']')
+
+
+cdef inline int write_integer(Buffer *out, const Key *key, int64_t number) except -1:
+    """Write `"key":number,`; nothing for -1."""
+    if number == -1:
+        return 0
+    write_key(out, key, 21)
+    out.length = put_integer(out.octets + out.length, number) - out.octets
+    put(out, b',')
+    return 0
+
+
+cdef inline int write_number(Buffer *out, const Key *key, bytes number) except -1:
+    """Write `"key":number,`; nothing for None."""
+    if number is None:
+        return 0
+    write_key(out, key, 0)
+    return write_octets(out, PyBytes_AS_STRING(number), PyBytes_GET_SIZE(number))
