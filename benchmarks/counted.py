@@ -3,8 +3,8 @@
     python counted.py TREE
 
 `fastpush` is imported from TREE, all else from the checkout that this file is in, so that two states of the
-library are counted by the same program. It prints the name and length of each counted stretch, in order. Every
-stretch stands between two calls of `getppid`, at which callgrind writes what it has counted since the last.
+library are counted by the same program. It prints the name and length of each counted stretch, in order.
+Every stretch stands between two calls of `getppid`, at which callgrind writes what it has counted since.
 
 Each case runs at two lengths, after a warm-up. The difference of their counts is the cost of the pushes
 alone: what the stretch itself costs, loops and lists set up included, is in both.
@@ -50,7 +50,9 @@ def count(name: str, work: Callable[[int], object]) -> None:
 
 
 def alarm_message(index: int) -> str:
-    return f"Device core-sw-{index:06d} is down: no answer to 5 ICMP requests since 14:07; last seen on port 48"
+    return (
+        f"Device core-sw-{index:06d} is down: no answer to 5 ICMP requests since 14:07; last seen on port 48"
+    )
 
 
 def alarm_dictionary(index: int, message: str) -> dict[str, Any]:
@@ -113,7 +115,7 @@ def alarm_maker() -> Callable[[int, str], Any]:
 
 
 def count_values() -> None:
-    """Objects made and checked, nothing encoded."""
+    """Objects made and checked. A payload is in `encode`: its JSON is written when it is made."""
     from benchmarks import data
     from fastpush import Alert, Notification, Payload
 
@@ -127,10 +129,6 @@ def count_values() -> None:
         for text in texts[:pushes]:
             Alert(title=data.TITLE, body=text)
 
-    def payloads(pushes: int) -> None:
-        for _ in texts[:pushes]:
-            Payload(alert=alert, sound=data.SOUND, thread_id=data.THREAD_ID)
-
     def notifications(pushes: int) -> None:
         for token in tokens[:pushes]:
             Notification(
@@ -138,12 +136,11 @@ def count_values() -> None:
             )
 
     count("values/alert", alerts)
-    count("values/payload", payloads)
     count("values/notification", notifications)
 
 
 def count_encode() -> None:
-    """JSON. `alarm-whole` has the making of its objects in it, the others encode ready payloads."""
+    """Payloads made from a ready alert, and their JSON; in `alarm-whole` the alert is made too."""
     import orjson
 
     from benchmarks import data
@@ -151,43 +148,57 @@ def count_encode() -> None:
 
     alarm_payload = alarm_maker()
     messages = [alarm_message(index) for index in range(LONG)]
-    every_text = dict.fromkeys(
-        (
-            *("title", "subtitle", "body", "launch_image", "title_loc_key", "subtitle_loc_key", "loc_key"),
-            *("action_loc_key", "summary_arg"),
-        ),
-        "A text of the alert",
+    usual_alerts = [Alert(title=data.TITLE, body=data.alert_body(index)) for index in range(LONG)]
+    alarm_alerts = [
+        Alert(title="Critical: core-sw-01", subtitle="Switch, device down", body=message)
+        for message in messages
+    ]
+    custom = {"opm": alarm_dictionary(0, "")["opm"]}
+    every_text = (
+        *("title", "subtitle", "body", "launch_image", "title_loc_key", "subtitle_loc_key", "loc_key"),
+        *("action_loc_key", "summary_arg"),
     )
-    every_list = dict.fromkeys(("title_loc_args", "subtitle_loc_args", "loc_args"), ["one", "two"])
+    every_list = ("title_loc_args", "subtitle_loc_args", "loc_args")
+    whole_alert = Alert(
+        **dict.fromkeys(every_text, "A text of the alert"),  # type: ignore[arg-type]
+        **{name: ["one", "two"] for name in every_list},  # type: ignore[arg-type]
+        summary_arg_count=3,
+    )
 
-    def usual(index: int) -> Any:
-        text = data.alert_body(index)
-        return Payload(
-            alert=Alert(title=data.TITLE, body=text), sound=data.SOUND, thread_id=data.THREAD_ID
-        )
+    def usual(pushes: int) -> None:
+        for alert in usual_alerts[:pushes]:
+            Payload(alert=alert, sound=data.SOUND, thread_id=data.THREAD_ID).encode()
 
-    def full(_: int) -> Any:
-        return Payload(alert=Alert(**every_text, **every_list, summary_arg_count=3))  # type: ignore[arg-type]
+    def alarm(pushes: int) -> None:
+        for alert in alarm_alerts[:pushes]:
+            Payload(
+                alert=alert,
+                badge=7,
+                sound="opm_critical.caf",
+                thread_id="opm1/core-sw-01",
+                category="OPM_ALARM_OPEN",
+                mutable_content=True,
+                target_content_id="alarm/4092",
+                interruption_level="time-sensitive",
+                relevance_score=1.0,
+                data=custom,
+            ).encode()
 
-    def long(_: int) -> Any:
-        return Payload(alert=Alert(body="No answer from any of the routers in hall 2. " * 88))
+    def of(alert: Any) -> Callable[[int], None]:
+        def run(pushes: int) -> None:
+            for _ in range(pushes):
+                Payload(alert=alert).encode()
 
-    def foreign(_: int) -> Any:
-        return Payload(alert=Alert(title="核心交换机故障", body="Über 40 °C im Serverraum, Lüfter steht 🚨"))
+        return run
 
-    makers: dict[str, Callable[[int], Any]] = {
-        "usual": usual,
-        "alarm": lambda index: alarm_payload(index, messages[index]),
-        "full-alert": full,
-        "4-KB": long,
-        "non-ASCII": foreign,
-    }
-    for name, make in makers.items():
-        for run, pushes in enumerate(LENGTHS):
-            ready = [make(index) for index in range(pushes)]
-            with stretch("encode/" + name, pushes, warm_up=run == 0):
-                for payload in ready:
-                    payload.encode()
+    count("encode/usual", usual)
+    count("encode/alarm", alarm)
+    count("encode/full-alert", of(whole_alert))
+    count("encode/4-KB", of(Alert(body="No answer from any of the routers in hall 2. " * 88)))
+    count(
+        "encode/non-ASCII",
+        of(Alert(title="核心交换机故障", body="Über 40 °C im Serverraum, Lüfter steht 🚨")),
+    )
 
     def whole(pushes: int) -> None:
         for index, message in enumerate(messages[:pushes]):
@@ -202,10 +213,10 @@ def count_encode() -> None:
     count("yardstick/alarm-by-orjson", by_orjson)
 
 
-SETTINGS = bytes.fromhex("00000c040000000000" "0003000003e8" "00040000ffff")
+SETTINGS = bytes.fromhex("00000c0400000000000003000003e800040000ffff")
 """SETTINGS (RFC 9113 §6.5): 1,000 streams, a window of 65,535 octets to each."""
 SETTINGS_ACKNOWLEDGED = bytes.fromhex("000000040100000000")
-WINDOW_UPDATE = bytes.fromhex("000004080000000000" "40000000")
+WINDOW_UPDATE = bytes.fromhex("00000408000000000040000000")
 """One GiB more for the connection (§6.9)."""
 APNS_ID = b"123e4567-e89b-12d3-a456-4266554400a0"
 
@@ -262,7 +273,7 @@ def count_engine() -> None:
 
 
 def count_connection() -> None:
-    """The compiled half of a connection: from notifications to octets, from octets to responses; no socket."""
+    """The compiled half of a connection: from notifications to octets, and back to responses; no socket."""
     from benchmarks import data
     from fastpush import Notification
     from fastpush._connection import Collector, Exchange, pull

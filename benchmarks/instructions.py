@@ -1,8 +1,8 @@
-"""Machine instructions of a push, part by part, counted by callgrind: the same at every run, on a busy machine too.
+"""Machine instructions of a push, part by part, counted by callgrind: the same at every run, however busy.
 
-`values` are made and checked, `encode` writes their JSON, `engine` speaks HTTP/2, `connection` is the compiled
-way from a notification to octets and from octets to a response (the engine's part included); no sockets. The
-counts depend on the versions of Python, compiler and orjson; `benchmarks/instructions.json` keeps both.
+`values` are made and checked, `encode` makes payloads and their JSON, `engine` speaks HTTP/2, `connection` is
+the compiled way from a notification to octets and from octets to a response, the engine's part included; no
+sockets. The counts depend on the versions of Python, compiler and orjson; `instructions.json` keeps both.
 """
 
 from __future__ import annotations

@@ -31,9 +31,8 @@ cdef class Payload:
     cdef readonly bint content_changed
     cdef dict rare                              # filter_criteria and url_args, by name; None if neither is
     cdef readonly bint is_raw
-    cdef bytes data_json                        # the custom keys as one JSON object, or None
-    cdef bytes encoded                          # None until `to_json` is called
-    cdef bytes to_json(self)                    # the JSON body, made once
+    cdef bytes encoded                          # the JSON body, never None
+    cdef Py_ssize_t data_at                     # where the custom keys begin in it; -1: there is no `data`
 
 
 cdef str shown_number(object value)             # for messages

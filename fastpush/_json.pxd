@@ -7,6 +7,7 @@ the GIL, so one buffer may serve a whole module. Each member or element is writt
 """
 
 cimport cython
+from cpython.ref cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, strlen
 
@@ -16,9 +17,19 @@ cdef extern from "Python.h":
     enum: PyUnicode_1BYTE_KIND
     enum: PyUnicode_2BYTE_KIND
     unsigned int PyUnicode_IS_ASCII(object text) noexcept
+    bint PyUnicode_IS_COMPACT_ASCII(PyObject *text) noexcept
     int PyUnicode_KIND(object text) noexcept
     void *PyUnicode_DATA(object text) noexcept
     Py_ssize_t PyUnicode_GET_LENGTH(object text) noexcept
+    int PyUnicode_READY(object text) except -1
+    bint PyUnicode_CheckExact(PyObject *value) noexcept
+    bint PyLong_CheckExact(PyObject *value) noexcept
+    long long PyLong_AsLongLongAndOverflow(object value, int *overflow) except? -1
+    bint PyDict_CheckExact(PyObject *value) noexcept
+    bint PyDict_Next(PyObject *members, Py_ssize_t *place, PyObject **key, PyObject **value) noexcept
+    bint PyList_CheckExact(PyObject *value) noexcept
+    Py_ssize_t PyList_GET_SIZE(PyObject *elements) noexcept
+    PyObject *PyList_GET_ITEM(PyObject *elements, Py_ssize_t place) noexcept
     char *PyBytes_AS_STRING(object octets) noexcept
     Py_ssize_t PyBytes_GET_SIZE(object octets) noexcept
 
@@ -34,6 +45,9 @@ cdef extern from *:
 
     static const Key NO_KEY = {{0}, 0};
 
+    /* What PyUnicode_DATA is for compact ASCII, without its question which kind of text it is. */
+    #define ASCII_DATA(text) ((const uint8_t *)((PyASCIIObject *)(text) + 1))
+
     /* RFC 8259 section 7: what follows the backslash; 'u' stands for a code in hex, 0 for no escape. */
     static const uint8_t ESCAPES[128] = {
         'u', 'u', 'u', 'u', 'u', 'u', 'u', 'u', 'b', 't', 'n', 'u', 'f', 'r', 'u', 'u',
@@ -42,17 +56,28 @@ cdef extern from *:
     };
 
     static const char HEX_DIGITS[] = "0123456789abcdef";
+
+    /* The numbers below 100, two digits each. */
+    static const char PAIRS[] =
+        "0001020304050607080910111213141516171819"
+        "2021222324252627282930313233343536373839"
+        "4041424344454647484950515253545556575859"
+        "6061626364656667686970717273747576777879"
+        "8081828384858687888990919293949596979899";
     """
     ctypedef struct Key:
         uint8_t[32] octets
         Py_ssize_t length
     const Key NO_KEY
+    const uint8_t *ASCII_DATA(PyObject *text) noexcept nogil
     const uint8_t *ESCAPES
     const char *HEX_DIGITS
+    const char *PAIRS
 
 # Characters of a text written under one reservation; bounds the buffer at 6 octets for each.
 cdef enum:
     CHUNK = 2048
+    PLAIN_DEPTH = 16            # of objects and arrays inside each other; orjson, which is asked then, has 254
 
 
 # Leaf helpers: raw pointers, no Python object, no check. The caller has reserved the room.
@@ -101,10 +126,37 @@ cdef inline uint8_t *put_code_point(uint8_t *out, uint32_t code) noexcept nogil:
     return out + 4
 
 
+cdef inline uint8_t *put_few(uint8_t *out, const uint8_t *text, Py_ssize_t length) noexcept nogil:
+    """Write up to 7 ASCII octets: as two halves that overlap, while none of them needs an escape."""
+    cdef uint64_t ones = 0x0101010101010101
+    cdef uint32_t first = 0, last = 0
+    cdef Py_ssize_t place
+    if length >= 4:
+        memcpy(&first, text, 4)
+        memcpy(&last, text + length - 4, 4)
+        if not needs_escape(first | <uint64_t>last << 32):
+            memcpy(out, &first, 4)
+            memcpy(out + length - 4, &last, 4)
+            return out + length
+    elif length >= 2:
+        memcpy(&first, text, 2)
+        memcpy(&last, text + length - 2, 2)
+        # What the text does not fill is filled with a letter that needs no escape.
+        if not needs_escape((ones * c'a' << 32) | last << 16 | first):
+            memcpy(out, &first, 2)
+            memcpy(out + length - 2, &last, 2)
+            return out + length
+    for place in range(length):
+        out = put_ascii(out, text[place])
+    return out
+
+
 cdef inline uint8_t *put_ascii_run(uint8_t *out, const uint8_t *text, Py_ssize_t length) noexcept nogil:
     """Write ASCII octets, eight at a time while none of them needs an escape."""
     cdef uint64_t word
     cdef Py_ssize_t place = 0, end
+    if length < 8:
+        return put_few(out, text, length)
     while place + 8 <= length:
         memcpy(&word, text + place, 8)
         if needs_escape(word):
@@ -116,7 +168,7 @@ cdef inline uint8_t *put_ascii_run(uint8_t *out, const uint8_t *text, Py_ssize_t
             memcpy(out, &word, 8)
             out += 8
             place += 8
-    if place < length and length >= 8:
+    if place < length:
         # The last eight once more, in part: what was written of them is the same where none is escaped.
         memcpy(&word, text + length - 8, 8)
         if not needs_escape(word):
@@ -134,6 +186,20 @@ cdef inline void put(Buffer *out, const char *literal) noexcept nogil:
     cdef size_t length = strlen(literal)
     memcpy(out.octets + out.length, literal, length)
     out.length += <Py_ssize_t>length
+
+
+cdef inline int hundredths(double value) noexcept nogil:
+    """100 times a number from 0.01 to 1 that has at most two decimals; -1 for any other.
+
+    Two such decimals are never the same double, so a double that is one of them has it as its shortest.
+    """
+    cdef int hundred
+    if value == 1.0:
+        return 100          # the usual one
+    if not 0.0 < value < 1.0:
+        return -1
+    hundred = <int>(value * 100.0 + 0.5)
+    return hundred if hundred > 0 and hundred / 100.0 == value else -1
 
 
 cdef inline bint has_surrogate(int kind, const void *characters, Py_ssize_t length) noexcept nogil:
@@ -162,12 +228,16 @@ cdef inline uint8_t *put_integer(uint8_t *out, int64_t number) noexcept nogil:
         out[0] = c'-'
         out += 1
         rest = 0 - rest
-    while True:
+    while rest >= 100:
+        place -= 2
+        memcpy(digits + place, PAIRS + 2 * (rest % 100), 2)
+        rest //= 100
+    if rest >= 10:
+        place -= 2
+        memcpy(digits + place, PAIRS + 2 * rest, 2)
+    else:
         place -= 1
-        digits[place] = <uint8_t>(c'0' + rest % 10)
-        rest //= 10
-        if rest == 0:
-            break
+        digits[place] = <uint8_t>(c'0' + rest)
     memcpy(out, digits + place, <size_t>(20 - place))
     return out + (20 - place)
 
@@ -242,20 +312,26 @@ cdef inline int write_characters(Buffer *out, str value) except -1:
 
 cdef inline int write_string(Buffer *out, const Key *key, str value) except -1:
     """Write `"key":"value",` or, with `&NO_KEY`, `"value",`; nothing for None."""
-    cdef Py_ssize_t length
-    cdef uint8_t *octets
     if value is None:
         return 0
-    length = PyUnicode_GET_LENGTH(value)
-    if PyUnicode_IS_ASCII(value) and length <= CHUNK:
-        write_key(out, key, 6 * length + 3)
-        octets = out.octets + out.length
-        octets[0] = c'"'
-        octets = put_ascii_run(octets + 1, <const uint8_t *>PyUnicode_DATA(value), length)
-        octets[0] = c'"'
-        octets[1] = c','
-        out.length = octets + 2 - out.octets
+    if PyUnicode_IS_COMPACT_ASCII(<PyObject *>value) and PyUnicode_GET_LENGTH(value) <= CHUNK:
+        write_key(out, key, 6 * PyUnicode_GET_LENGTH(value) + 3)
+        put_quoted(out, <PyObject *>value, c',')
         return 0
+    return write_unusual_string(out, key, value)
+
+
+cdef inline void put_quoted(Buffer *out, PyObject *value, uint8_t mark) noexcept:
+    """Write `"value"` and a mark, for compact ASCII; 6 octets to each character and 3 must be reserved."""
+    cdef uint8_t *octets = out.octets + out.length
+    octets[0] = c'"'
+    octets = put_ascii_run(octets + 1, ASCII_DATA(value), PyUnicode_GET_LENGTH(<object>value))
+    octets[0] = c'"'
+    octets[1] = mark
+    out.length = octets + 2 - out.octets
+
+
+cdef inline int write_unusual_string(Buffer *out, const Key *key, str value) except -1:
     write_key(out, key, 1)
     put(out, b'"')
     write_characters(out, value)
@@ -288,3 +364,93 @@ cdef inline int write_number(Buffer *out, const Key *key, bytes number) except -
         return 0
     write_key(out, key, 0)
     return write_octets(out, PyBytes_AS_STRING(number), PyBytes_GET_SIZE(number))
+
+
+@cython.cdivision(True)
+cdef inline int write_hundredths(Buffer *out, const Key *key, int hundred) except -1:
+    """Write `"key":0.7,`, for what `hundredths` returned."""
+    write_key(out, key, 4)
+    if hundred == 100:
+        put(out, b'1.0,')
+        return 0
+    put(out, b'0.')
+    out.octets[out.length] = <uint8_t>(c'0' + hundred // 10)
+    out.length += 1
+    if hundred % 10 != 0:
+        out.octets[out.length] = <uint8_t>(c'0' + hundred % 10)
+        out.length += 1
+    put(out, b',')
+    return 0
+
+
+# What a caller made of exact dict, list, str, int, bool and None is written without orjson. The first thing
+# that is not, or that orjson would refuse, ends it: the functions return False, and what they had written is
+# to be dropped. So there is one place where anything is refused, and one that knows about floats.
+
+cdef inline bint write_plain_text(Buffer *out, PyObject *value, uint8_t mark) except -1:
+    """Write a text and a mark if it is an exact `str` that UTF-8 can express; returns whether it is."""
+    if not PyUnicode_CheckExact(value):
+        return False
+    if PyUnicode_IS_COMPACT_ASCII(value) and PyUnicode_GET_LENGTH(<object>value) <= CHUNK:
+        buffer_reserve(out, 6 * PyUnicode_GET_LENGTH(<object>value) + 3)
+        put_quoted(out, value, mark)
+        return True
+    return write_unusual_text(out, <str>value, mark)
+
+
+cdef inline bint write_unusual_text(Buffer *out, str value, uint8_t mark) except -1:
+    PyUnicode_READY(value)
+    if has_surrogate(PyUnicode_KIND(value), PyUnicode_DATA(value), PyUnicode_GET_LENGTH(value)):
+        return False
+    write_unusual_string(out, &NO_KEY, value)
+    out.octets[out.length - 1] = mark       # in place of the comma
+    return True
+
+
+cdef inline bint write_plain(Buffer *out, PyObject *value, int depth) except -1:
+    """Write `value,` if it is plain; returns whether it is."""
+    cdef Py_ssize_t place
+    cdef long long number
+    cdef int overflow = 0
+    if write_plain_text(out, value, c','):
+        return True
+    if PyLong_CheckExact(value):
+        number = PyLong_AsLongLongAndOverflow(<object>value, &overflow)
+        if overflow != 0:
+            return False
+        buffer_reserve(out, 21)
+        out.length = put_integer(out.octets + out.length, number) - out.octets
+        put(out, b',')
+    elif PyDict_CheckExact(value):
+        write_literal(out, b'{')
+        if depth == PLAIN_DEPTH or not write_members(out, value, depth + 1):
+            return False
+        close(out, c'}')
+    elif PyList_CheckExact(value):
+        write_literal(out, b'[')
+        if depth == PLAIN_DEPTH:
+            return False
+        for place in range(PyList_GET_SIZE(value)):
+            if not write_plain(out, PyList_GET_ITEM(value, place), depth + 1):
+                return False
+        close(out, c']')
+    elif value == <PyObject *>True:
+        write_literal(out, b'true,')
+    elif value == <PyObject *>False:
+        write_literal(out, b'false,')
+    elif value == <PyObject *>None:
+        write_literal(out, b'null,')
+    else:
+        return False
+    return True
+
+
+cdef inline bint write_members(Buffer *out, PyObject *members, int depth) except -1:
+    """Write `"key":value,` for each member of an exact dict; returns whether all of them are plain."""
+    cdef PyObject *key
+    cdef PyObject *value
+    cdef Py_ssize_t place = 0
+    while PyDict_Next(members, &place, &key, &value):
+        if not write_plain_text(out, key, c':') or not write_plain(out, value, depth):
+            return False
+    return True

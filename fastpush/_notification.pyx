@@ -354,7 +354,7 @@ cdef class Notification:
         self.device_token = checked_device_token(device_token)
         self.push_type = push_type if usual else checked_push_type(push_type)
         if type(payload) is Payload:
-            self.body = (<Payload>payload).to_json()
+            self.body = (<Payload>payload).encoded
         elif type(payload) is LiveActivity:
             self.body = payload.encode()
             usual = False

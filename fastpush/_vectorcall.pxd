@@ -8,7 +8,8 @@ a `tp_new` that goes the same way (`call_with_tuple`), for those who call it by 
 own module still gets an empty object by `Kind.__new__(Kind)`, which Cython binds when it compiles.
 """
 
-from cpython.ref cimport PyObject
+from cpython.ref cimport Py_INCREF, Py_XDECREF, PyObject
+from libc.string cimport memcpy
 
 cdef extern from "Python.h":
     ctypedef PyObject *(*vectorcallfunc)(PyObject *, PyObject **, size_t, PyObject *) except NULL
@@ -22,22 +23,40 @@ cdef extern from "Python.h":
     Py_ssize_t PyTuple_GET_SIZE(PyObject *tuple) noexcept nogil
 
 
+cdef enum:
+    MOST_NAMES = 16             # arguments of a class
+
+
+cdef struct LastCall:
+    PyObject *kwnames           # owned; NULL before the first call
+    unsigned char[MOST_NAMES] places     # where its names belong
+
+
 cdef inline int sort_arguments(
-    PyObject **values, tuple names, Py_ssize_t positional, Py_ssize_t needed, str function,
+    LastCall *last, PyObject **values, tuple names, Py_ssize_t positional, Py_ssize_t needed, str function,
     PyObject **args, size_t nargsf, PyObject *kwnames,
 ) except -1:
     """Put each argument, borrowed, at its name's place in `values`, which holds NULL everywhere.
 
     The first `positional` may come without a name, the first `needed` may not be left out. Raises TypeError.
+
+    A place in the code calls with the same tuple of names each time: `last` keeps what was found for it, which
+    saves two thirds of the instructions of this function.
     """
     cdef Py_ssize_t given = PyVectorcall_NARGS(nargsf), count = PyTuple_GET_SIZE(<PyObject *>names)
     cdef Py_ssize_t place, keyword, tried, candidate = 0
     cdef PyObject *name
+    cdef unsigned char places[MOST_NAMES]
+    if count > MOST_NAMES:
+        raise AssertionError("MOST_NAMES is too low")
     if given > positional:
         raise TypeError(f"{function}() takes {positional} arguments without a name; {given} were given")
     for place in range(given):
         values[place] = args[place]
-    if kwnames is not NULL:
+    if kwnames is not NULL and kwnames == last.kwnames and given == 0:
+        for keyword in range(PyTuple_GET_SIZE(kwnames)):
+            values[last.places[keyword]] = args[keyword]
+    elif kwnames is not NULL:
         for keyword in range(PyTuple_GET_SIZE(kwnames)):
             # Names are interned and mostly come in our order: look from where the last one was found.
             name = PyTuple_GET_ITEM(kwnames, keyword)
@@ -54,6 +73,14 @@ cdef inline int sort_arguments(
             if values[candidate] is not NULL:
                 raise TypeError(f"{function}() got {<object>name!r} twice")
             values[candidate] = args[given + keyword]
+            places[keyword] = <unsigned char>candidate
+        if given == 0:
+            # Only now: comparing names may have run a caller's code, and that may have come here too.
+            name = last.kwnames
+            Py_INCREF(<object>kwnames)
+            last.kwnames = kwnames
+            memcpy(last.places, places, MOST_NAMES)
+            Py_XDECREF(name)
     for place in range(needed):
         if values[place] is NULL:
             raise TypeError(f"{function}() needs {names[place]!r}")

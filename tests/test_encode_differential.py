@@ -5,7 +5,10 @@ Each random test prints its seed where it fails; FASTPUSH_SEED replays it.
 
 from __future__ import annotations
 
+import dataclasses
+import enum
 import json
+import math
 import os
 import random
 import struct
@@ -250,3 +253,154 @@ def test_a_shortened_payload_fits_and_keeps_a_beginning(body, less):
     assert len(shortened.encode()) <= limit
     if size > limit:
         assert body.startswith(shortened.alert.body.removesuffix("…"))
+
+
+# Custom keys of exact dict, list, str, int, bool and None are written without orjson. What ends that way, and
+# what goes through orjson after all, must have the same octets or the same refusal.
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**65), 2**65) | TEXT,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
+    max_leaves=30,
+)
+
+
+def same_as_orjson(data):
+    """The octets of both, or the refusal of both."""
+    try:
+        expected = orjson.dumps({"aps": {}, **data})
+    except TypeError:
+        with pytest.raises(InvalidNotification):
+            Payload(data=data)
+        return
+    payload = Payload(data=data)
+    assert payload.encode() == expected
+    assert payload.data == orjson.loads(orjson.dumps(data))
+
+
+@seed(SEED)
+@settings(PROFILE, max_examples=400)
+@given(st.dictionaries(TEXT.filter(lambda key: key != "aps"), PLAIN, max_size=5))
+@example({})
+@example({"": {}, "a": [], "b": [[], {}, [{}]], "c": {"": None}})
+@example({"v": 1, "x": -0, "low": -(2**63), "high": 2**63 - 1, "higher": 2**63, "highest": 2**64 - 1})
+@example({"too high": 2**64})
+@example({"too low": -(2**63) - 1})
+def test_plain_custom_keys_are_written_as_orjson_writes_them(data):
+    same_as_orjson(data)
+
+
+class Text(str):
+    __slots__ = ()
+
+
+class Members(dict):
+    pass
+
+
+class Elements(list):
+    pass
+
+
+class Whole(enum.IntEnum):
+    ONE = 1
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Text("text"), Members(a=1), Elements([1]), Whole.ONE, (1, "two", None), 1.5, -0.0, 1e300,
+        float("nan"), float("inf"), b"octets", {1}, object(), {1: 2}, {None: 1}, {Text("key"): 1}, "\ud800",
+        {"\udfff": 1}, {"a\ud800é": 1}, 2**64, -(2**63) - 1, 10**1000, "é", "語", "🚨", "\x7f", "\x80",
+    ],
+    ids=lambda value: f"{type(value).__name__}-{ascii(value)[:20]}",
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "place", [lambda v: v, lambda v: [0, v], lambda v: {"k": v}, lambda v: {"a": [{"b": [v]}], "c": 1}],
+    ids=["alone", "list", "dict", "deep"],
+)  # fmt: skip
+def test_one_value_that_is_not_plain_among_plain_ones(value, place):
+    data = {"before": "x", "value": place(value), "after": ["y"]}
+    if type(value) is float and value - value != 0:
+        with pytest.raises(InvalidNotification, match="JSON cannot express"):
+            Payload(data=data)
+    else:
+        same_as_orjson(data)
+
+
+@pytest.mark.parametrize("depth", [*range(1, 40), *range(240, 270)])
+def test_nesting_of_every_depth(depth):
+    for wrap in (lambda inner: [inner], lambda inner: {"k": inner}):
+        value = "core"
+        for _ in range(depth):
+            value = wrap(value)
+        same_as_orjson({"value": value, "after": 1})
+
+
+def test_a_dict_inside_itself_is_refused():
+    data = {"plain": 1}
+    data["self"] = data
+    with pytest.raises(InvalidNotification, match="ecursion"):
+        Payload(data=data)
+
+
+def test_the_key_aps_is_refused_in_every_kind_of_dict():
+    for data in ({"aps": 1}, {"x": 1, "aps": {}}, {"aps": 1.5}, Members(aps=1)):
+        with pytest.raises(InvalidNotification, match="aps"):
+            Payload(data=data)
+    assert Payload(data={"aps2": 1, "x": {"aps": 1}}).data == {"aps2": 1, "x": {"aps": 1}}
+
+
+def test_a_payload_made_while_another_asks_the_callers_code():
+    """A dataclass may compute: what it makes meanwhile goes into the same buffer and must not show."""
+
+    @dataclasses.dataclass
+    class Computed:
+        value: int = 1
+
+        def __getattribute__(self, name):
+            Payload(alert="another " * 5_000, data={"other": 1})
+            return object.__getattribute__(self, name)
+
+    class Meddling(Text):
+        __slots__ = ()
+
+        def __eq__(self, other):
+            Payload(alert="another", data={"other": 1})
+            return str.__eq__(self, other)
+
+        __hash__ = str.__hash__
+
+    assert Payload(alert="one", data={"a": 1, "b": Computed()}).encode() == (
+        b'{"aps":{"alert":"one"},"a":1,"b":{"value":1}}'
+    )
+    with pytest.raises(InvalidNotification, match="key must be str"):
+        Payload(alert="one", data={"a": 1, Meddling("aps"): 2})
+
+
+def test_every_share_of_two_decimals_and_its_neighbours():
+    for hundred in range(101):
+        share = hundred / 100
+        for near in (share, math.nextafter(share, 0), math.nextafter(share, 1), share / 7, share * 1e-4):
+            octets = b'{"aps":{"relevance-score":' + orjson.dumps(near) + b"}}"
+            assert Payload(relevance_score=near).encode() == octets
+            assert Payload(sound=Sound(volume=near)).encode() == octets.replace(
+                b'"relevance-score":', b'"sound":{"name":"default","volume":'
+            ).replace(b"}}", b"}}}")
+    assert Payload(relevance_score=-0.0).encode() == b'{"aps":{"relevance-score":-0.0}}'
+
+
+def test_arguments_find_their_places_from_every_call():
+    """The places are kept from one call to the next, for the same tuple of names only."""
+    backwards = {"badge": 1, "category": "c", "alert": "a"}
+    for _ in range(3):
+        one = Payload(alert="a", badge=1, category="c")
+        other = Payload(category="c", alert="a", badge=1)
+        third = Payload(**backwards)
+        fourth = Payload(sound="s", thread_id="t")
+        assert one == other == third
+        assert (fourth.alert, fourth.badge, fourth.sound, fourth.thread_id) == (None, None, "s", "t")
+        with pytest.raises(TypeError, match="'alarm'"):
+            Payload(sound="s", alarm="t")
+        assert Alert(body="b", title="t") == Alert(title="t", body="b")
+        assert Alert(title="x", body="b").title == "x"
