@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build run test bench lint format campaigns clean
+.PHONY: help build run test bench guard lint format campaigns clean
 
 help:
 	@echo 'make run        start a simulated APNs and send 10,000 alarms to it'
@@ -24,6 +24,7 @@ help:
 	@echo 'make lint       ruff, mypy, and the compiled modules against their types'
 	@echo 'make format     lay the sources out as `make lint` wants them'
 	@echo 'make bench      the benchmarks of benchmarks/; ARGS= goes to them'
+	@echo 'make guard      fail where a push costs 5 % more instructions than before and no commit says why'
 	@echo 'make campaigns  the long random tests, each with a seed that it prints'
 	@echo 'make build      .venv with fastpush in it, the compiled modules made anew where needed'
 	@echo 'make clean      remove all that these made'
@@ -61,6 +62,10 @@ test: build $(VENV)/tools
 
 bench: build $(VENV)/tools
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+# Counts instructions here and in the commit before; benchmarks/guard.py says what it wants.
+guard: build $(VENV)/tools
+	@$(BIN)/python -m benchmarks.guard
 
 lint: build
 	@$(BIN)/python -m ruff check

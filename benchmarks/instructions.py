@@ -47,20 +47,22 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     counts = count(ROOT, arguments.profiles)
     if counts.failed:
         raise RuntimeError(f"could not be counted: {counts.failed}")
+    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {"versions": {}, "instructions": {}}
     result = {
         "benchmark": "instructions",
         "conditions": measure.conditions(),
         "versions": versions(),
         "instructions": counts.each,
+        "kept": kept,
     }
     if arguments.keep:
-        kept = {"versions": result["versions"], "instructions": counts.each}
-        KEPT.write_text(json.dumps(kept, indent=2) + "\n")
+        new = {"versions": result["versions"], "instructions": counts.each}
+        KEPT.write_text(json.dumps(new, indent=2) + "\n")
     return result
 
 
 def table(result: dict[str, Any]) -> Table:
-    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {"versions": {}, "instructions": {}}
+    kept = result["kept"]
     rows = Table("instructions: to a push, by callgrind", ("part", "count", "kept", "change"))
     for name, now in result["instructions"].items():
         before = kept["instructions"].get(name)

@@ -2,7 +2,7 @@
 # Sees to it that Python extensions can be built here, then makes the virtual environment.
 #
 #   scripts/prepare.sh venv DIR     python3 (3.11 or newer), venv, Python.h and a C compiler; then DIR
-#   scripts/prepare.sh tools        the servers that some tests talk to; never fails
+#   scripts/prepare.sh tools        the servers that some tests talk to, and valgrind; never fails
 #
 # What is missing is installed by apt where this is Debian or its kin and we are root. Otherwise the one line to
 # run is printed. PYTHON selects the interpreter, CC the compiler.
@@ -87,6 +87,7 @@ tools() {
     have haproxy || missing="$missing haproxy"
     have nghttpd && have h2load || missing="$missing nghttp2"
     have node || missing="$missing nodejs"
+    have valgrind || missing="$missing valgrind"
     [ -n "$missing" ] || return 0
     if can_apt; then
         say "installing for the tests:$missing"
