@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTENSIONS := $(shell find fastpush -name '*.pyx' -o -name '*.pxd')
+EXTENSIONS := $(shell find fastpush -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi')
 # The compiled modules, whose typed faces mypy's stubtest compares with what was built.
 STUBBED := $(subst /,.,$(basename $(shell find fastpush -name '*.pyi')))
 # More arguments for the command that the target runs, such as: make test ARGS='-k hpack -x'
@@ -42,7 +42,7 @@ $(VENV)/installed: $(VENV)/bin/python pyproject.toml setup.py
 	@$(PIP) install --no-build-isolation --editable '.[test]'
 	@touch $@ $(VENV)/built
 
-# An editable install sees a changed .py at once, but a changed .pyx only after this.
+# An editable install sees a changed .py at once, but a changed .pyx or .pxi only after this.
 $(VENV)/built: $(VENV)/installed $(EXTENSIONS)
 	@echo 'building the compiled modules'
 	@$(BIN)/python setup.py --quiet build_ext --inplace

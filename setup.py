@@ -1,6 +1,7 @@
 """The Extension list and the compiler's flags; all else is in pyproject.toml."""
 
 import os
+from glob import glob
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -24,7 +25,12 @@ MODULES = [
 def extension(module):
     source = module.replace(".", "/") + ".pyx"
     return Extension(
-        module, [source], extra_compile_args=FLAGS, extra_link_args=["-Wl,-s"], define_macros=MACROS
+        module,
+        [source],
+        depends=glob(source.replace(".pyx", "_*.pxi")),
+        extra_compile_args=FLAGS,
+        extra_link_args=["-Wl,-s"],
+        define_macros=MACROS,
     )
 
 

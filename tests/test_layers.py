@@ -19,6 +19,7 @@ what is in its own package. Where the house is narrower than that, `ONLY` says s
 from __future__ import annotations
 
 import ast
+import posixpath
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,8 +90,9 @@ ALLOWED_IO = {
 }
 
 
+CYTHON = {".pyx", ".pxd", ".pxi"}
 SOURCES = sorted(
-    path.relative_to(PACKAGE) for path in PACKAGE.rglob("*") if path.suffix in {".py", ".pyi", ".pyx", ".pxd"}
+    path.relative_to(PACKAGE) for path in PACKAGE.rglob("*") if path.suffix in {".py", ".pyi", *CYTHON}
 )
 
 
@@ -110,11 +112,12 @@ def python_imports(source: str, package: str) -> Iterator[str]:
 
 IMPORT = re.compile(r"^\s*c?import\s+(?P<names>.+)$")
 FROM = re.compile(r"^\s*from\s+(?P<dots>\.*)(?P<module>[\w.]*)\s+c?import\s+(?P<names>.+)$")
+INCLUDE = re.compile(r"""^\s*include\s+["'](?P<path>[^"']+)["']""")
 EXTERN = re.compile(r"""(?:^\s*cdef\s+extern\s+from|#\s*include)\s+["<']+([^">']+)""", re.MULTILINE)
 
 
 def cython_imports(source: str, package: str) -> Iterator[str]:
-    """The same of a Cython source, line by line; a C header that it includes counts as an import."""
+    """The same of a Cython source, line by line; C headers and the parts that it includes count as imports."""
     yield from EXTERN.findall(source)
     source = re.sub(r'("""|\'\'\').*?\1', "", source, flags=re.DOTALL)
     source = re.sub(r"#[^\n]*", "", source)
@@ -125,6 +128,9 @@ def cython_imports(source: str, package: str) -> Iterator[str]:
             yield from expand(found["module"], len(found["dots"]), names, package)
         elif found := IMPORT.match(line):
             yield from (name.split()[0] for name in found["names"].split(","))
+        elif found := INCLUDE.match(line):
+            included = posixpath.normpath("/".join([*package.split("."), found["path"]]))
+            yield included.removesuffix(".pxi").replace("/", ".")
 
 
 def expand(module: str, level: int, names: list[str], package: str) -> Iterator[str]:
@@ -139,7 +145,7 @@ def expand(module: str, level: int, names: list[str], package: str) -> Iterator[
 def imports(path: Path) -> set[str]:
     package = ".".join(["fastpush", *path.parent.parts])
     source = (PACKAGE / path).read_text()
-    reader = cython_imports if path.suffix in {".pyx", ".pxd"} else python_imports
+    reader = cython_imports if path.suffix in CYTHON else python_imports
     return set(reader(source, package))
 
 
@@ -213,6 +219,9 @@ def test_no_module_of_the_package_imports_the_package_itself(path: Path) -> None
         ("simulator/rules.py", "import fastpush.connection", ["connection"]),
         ("channels.py", "import fastpush.client", ["client"]),
         ("connection.py", "from fastpush.http2 import open_engine\nfrom fastpush import transport", []),
+        ("http2/_engine_input.pxi", "from fastpush.retry import decide", ["retry"]),
+        ("http2/_engine.pyx", 'include "../transport/_records.pxi"  # why', ["transport"]),
+        ("http2/_engine.pyx", 'include "_engine_input.pxi"', []),
         ("http2/_engine.pyx", "from fastpush._buffer cimport Buffer\nfrom ._hpack cimport Encoder", []),
         ("errors.py", '"""from fastpush.client import x"""', []),
     ],
@@ -228,6 +237,7 @@ def test_an_upward_arrow_is_seen(path: str, source: str, found: list[str]) -> No
         ("http2/reference.py", "from os import environ", ["os"]),
         ("notification.py", "def late():\n    import trio", ["trio"]),
         ("_notification.pyx", "import secrets, math", ["secrets"]),
+        ("http2/_engine_output.pxi", "from libc.time cimport time", ["libc.time", "libc.time.time"]),
         ("_encode.pyx", "from posix.time cimport clock_gettime", ["posix.time", "posix.time.clock_gettime"]),
         ("http2/_engine.pyx", 'cdef extern from "<sys/socket.h>" nogil:\n    pass', ["sys/socket.h"]),
         ("http2/_engine.pyx", 'cdef extern from *:\n    """\n    #include <time.h>\n    """', ["time.h"]),
@@ -254,7 +264,7 @@ def test_an_import_through_the_roof_is_seen(source: str, found: list[str]) -> No
 
 def read(path: str, source: str) -> set[str]:
     package = ".".join(["fastpush", *Path(path).parent.parts])
-    return set((cython_imports if path.endswith((".pyx", ".pxd")) else python_imports)(source, package))
+    return set((cython_imports if Path(path).suffix in CYTHON else python_imports)(source, package))
 
 
 def test_every_exception_from_the_rule_is_still_needed() -> None:

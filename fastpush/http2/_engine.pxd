@@ -21,7 +21,7 @@ cdef struct Octets:
 
 @cython.final
 cdef class Template:
-    # The fields as they were given, packed (see `_engine.pyx`).
+    # The fields as they were given, packed (see `_engine_fields.pxi`).
     cdef object engine
     cdef bytes before
     cdef bytes path_prefix
@@ -49,7 +49,7 @@ cdef class StreamEnded:
     cdef readonly object error_code     # of RST_STREAM, GOAWAY or our own error; None after END_STREAM
     cdef readonly bytes body            # at most Limits.body_octets of it
     cdef readonly str reason            # "" with a complete response, else one short line
-    cdef bytes packed                   # the regular fields, see `_engine.pyx`
+    cdef bytes packed                   # the regular fields, see `_engine_fields.pxi`
     cdef tuple pairs                    # the same as `fields` gives them, once it was asked
     # `fields` (tuple of pairs, made when first asked for) and `field(name)` are Python-visible too.
     cdef bytes find(self, const char *name, Py_ssize_t length)      # the value, or None

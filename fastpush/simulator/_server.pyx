@@ -91,391 +91,16 @@ FATES = ("accepted", "unanswered", "rejected", "refused", "swallowed", "cancelle
 cdef enum:
     FATE_COUNT = 7
 
+# The parts, to be read in this order.
+include "_server_octets.pxi"        # leaf helpers on raw octets
+include "_server_shared.pxi"        # the log, and what else all connections have in common
+include "_server_stream.pxi"        # a request: its fields and its body; what is remembered of good ones
 
-cdef inline uint32_t read_32(const uint8_t *octets) noexcept nogil:
-    return (
-        (<uint32_t>octets[0] << 24) | (<uint32_t>octets[1] << 16) | (<uint32_t>octets[2] << 8) | octets[3]
-    )
+cdef class ServerConnection         # at the end; its attributes are explained there
 
-
-cdef inline void write_32(uint8_t *octets, uint32_t value) noexcept nogil:
-    octets[0] = <uint8_t>(value >> 24)
-    octets[1] = <uint8_t>(value >> 16 & 0xFF)
-    octets[2] = <uint8_t>(value >> 8 & 0xFF)
-    octets[3] = <uint8_t>(value & 0xFF)
-
-
-cdef inline void write_frame_header(
-    uint8_t *octets, Py_ssize_t length, uint8_t kind, uint8_t flags, int64_t stream_id
-) noexcept nogil:
-    octets[0] = <uint8_t>(length >> 16 & 0xFF)
-    octets[1] = <uint8_t>(length >> 8 & 0xFF)
-    octets[2] = <uint8_t>(length & 0xFF)
-    octets[3] = kind
-    octets[4] = flags
-    write_32(octets + 5, <uint32_t>stream_id)
-
-
-cdef inline bint is_hex(uint8_t octet) noexcept nogil:
-    return c'0' <= octet <= c'9' or c'a' <= octet <= c'f' or c'A' <= octet <= c'F'
-
-
-cdef inline bint is_uuid(const uint8_t *octets, Py_ssize_t length) noexcept nogil:
-    cdef Py_ssize_t i
-    if length != 36:
-        return False
-    for i in range(36):
-        if i == 8 or i == 13 or i == 18 or i == 23:
-            if octets[i] != c'-':
-                return False
-        elif not is_hex(octets[i]):
-            return False
-    return True
-
-
-cdef inline int64_t read_digits(const uint8_t *octets, Py_ssize_t length) noexcept nogil:
-    """The number that 1 to 18 decimal digits are; -1 for anything else."""
-    cdef int64_t value = 0
-    cdef Py_ssize_t i
-    if not 0 < length <= 18:
-        return -1
-    for i in range(length):
-        if not c'0' <= octets[i] <= c'9':
-            return -1
-        value = value * 10 + (octets[i] - c'0')
-    return value
-
-
-cdef inline bint equal(const uint8_t *octets, Py_ssize_t length, const char *text, Py_ssize_t size) noexcept nogil:
-    return length == size and memcmp(octets, text, <size_t>size) == 0
-
-
-cdef inline bint is_clean(const uint8_t *octets, Py_ssize_t length) noexcept nogil:
-    """Whether a field's value has no octet that may not be in it, nor any that is seldom meant (§8.2.1)."""
-    cdef Py_ssize_t i
-    for i in range(length):
-        if octets[i] < 0x20:
-            return False
-    return length == 0 or (octets[0] != 0x20 and octets[length - 1] != 0x20)
-
-
-cdef struct Slice:
-    const uint8_t *octets       # NULL: absent
-    Py_ssize_t length
-
-
-cdef struct Record:
-    double at                   # UNIX seconds
-    int64_t expires_at          # -1: no apns-expiration, or none that can be read
-    Py_ssize_t text             # where in `texts` the apns-id starts; the device token follows it
-    int32_t stream_id
-    int32_t connection
-    uint16_t device_token_length
-    uint16_t status             # 0: no answer
-    uint8_t apns_id_length
-    uint8_t fate
-
-
-@cython.final
-cdef class Log:
-    """What the server saw, one record to each request, kept in plain memory: about 150 octets each."""
-
-    cdef Buffer records
-    cdef Buffer texts
-    cdef uint64_t counts[FATE_COUNT]
-    cdef readonly bint keeps
-    """Off: requests are counted only."""
-
-    def __cinit__(self, bint keeps=True):
-        cdef int i
-        buffer_init(&self.records)
-        buffer_init(&self.texts)
-        self.keeps = keeps
-        for i in range(FATE_COUNT):
-            self.counts[i] = 0
-
-    def __dealloc__(self):
-        buffer_free(&self.records)
-        buffer_free(&self.texts)
-
-    cdef int add(
-        self, double at, int32_t connection, int64_t stream_id, Slice apns_id, Slice device_token,
-        int64_t expires_at, int status, int fate,
-    ) except -1:
-        cdef Record *record
-        self.counts[fate] += 1
-        if not self.keeps:
-            return 0
-        buffer_reserve(&self.records, sizeof(Record))
-        # Longer ones are no apns-id and no device token; what is cut off was never good for anything.
-        apns_id.length = min(apns_id.length, <Py_ssize_t>255)
-        device_token.length = min(device_token.length, <Py_ssize_t>1024)
-        record = <Record *>(self.records.octets + self.records.length)
-        record.at = at
-        record.expires_at = expires_at
-        record.text = self.texts.length
-        record.stream_id = <int32_t>stream_id
-        record.connection = connection
-        record.device_token_length = <uint16_t>device_token.length
-        record.status = <uint16_t>status
-        record.apns_id_length = <uint8_t>apns_id.length
-        record.fate = <uint8_t>fate
-        buffer_write(&self.texts, apns_id.octets, apns_id.length)
-        buffer_write(&self.texts, device_token.octets, device_token.length)
-        self.records.length += <Py_ssize_t>sizeof(Record)
-        return 0
-
-    def __len__(self):
-        return self.records.length // <Py_ssize_t>sizeof(Record)
-
-    def count(self, int fate):
-        """Tell how many requests had this fate, from the beginning, kept or not."""
-        if not 0 <= fate < FATE_COUNT:
-            raise ValueError(f"fate is {fate}; it may be 0 to {FATE_COUNT - 1}")
-        return self.counts[fate]
-
-    def read(self, Py_ssize_t start):
-        """Give the kept records from number `start` on.
-
-        Returns:
-          Tuples of apns-id, device token, stream id, connection, UNIX seconds, fate, status (0: not
-          answered) and expiration (-1: none).
-        """
-        cdef Py_ssize_t count = self.records.length // <Py_ssize_t>sizeof(Record)
-        cdef Record *record
-        cdef const char *text
-        cdef list found = []
-        if start < 0:
-            raise ValueError("start is below 0")
-        while start < count:
-            record = <Record *>self.records.octets + start
-            text = <const char *>self.texts.octets + record.text
-            found.append((
-                text[:record.apns_id_length].decode("latin-1"),
-                text[record.apns_id_length:record.apns_id_length + record.device_token_length].decode("latin-1"),
-                record.stream_id, record.connection, record.at, record.fate, record.status, record.expires_at,
-            ))
-            start += 1
-        return found
-
-    def forget(self):
-        """Drop the kept records; the counts stay."""
-        self.records.length = 0
-        self.texts.length = 0
-
-
-@cython.final
-cdef class Stream:
-    """One request on its way: its decoded header list and as much of its body as is here."""
-
-    cdef int64_t id
-    cdef Buffer octets          # names and values
-    cdef Buffer spans           # four Py_ssize_t to a field
-    cdef Buffer body
-    cdef int64_t window         # what the client lets us send on this stream
-    cdef int64_t received       # octets of DATA, padding included
-    cdef bint ended             # END_STREAM came
-    cdef bint oversized         # the header list was over the limit
-    cdef int64_t number         # of this request on its connection, from 1
-    cdef object faults          # what the host wants to happen to it, or None
-    cdef object unsent          # octets of the answer's body that wait for a window, or None
-    # Found in the header list when it was decoded; they point into `octets`.
-    cdef Slice method, scheme, authority, path, host
-    cdef Slice authorization, topic, push_type, priority
-    cdef Slice apns_id, expiration, collapse_id, content_length
-    cdef Slice device_token
-    cdef bint plain             # nothing in the list calls for a second look
-
-    def __cinit__(self):
-        buffer_init(&self.octets)
-        buffer_init(&self.spans)
-        buffer_init(&self.body)
-
-    def __dealloc__(self):
-        buffer_free(&self.octets)
-        buffer_free(&self.spans)
-        buffer_free(&self.body)
-
-    cdef void begin(self, int64_t stream_id, int64_t window) noexcept:
-        self.id = stream_id
-        self.octets.length = self.spans.length = self.body.length = 0
-        self.window = window
-        self.received = 0
-        self.ended = self.oversized = False
-        self.number = 0
-        self.faults = self.unsent = None
-
-    cdef void find_fields(self) noexcept:
-        """Point the slices at the fields that matter, and judge whether the list is a plain one."""
-        cdef Py_ssize_t *span = <Py_ssize_t *>self.spans.octets
-        cdef Py_ssize_t count = self.spans.length // <Py_ssize_t>(4 * sizeof(Py_ssize_t))
-        cdef Py_ssize_t i, size
-        cdef const uint8_t *name
-        cdef bint regular = False
-        cdef Slice *place
-        cdef Slice value
-        cdef Slice absent
-        absent.octets = NULL
-        absent.length = 0
-        self.method = self.scheme = self.authority = self.path = self.host = absent
-        self.authorization = self.topic = self.push_type = self.priority = absent
-        self.apns_id = self.expiration = self.collapse_id = self.content_length = absent
-        self.device_token = absent
-        self.plain = not self.oversized
-        for i in range(count):
-            name = self.octets.octets + span[0]
-            size = span[1]
-            value.octets = self.octets.octets + span[2]
-            value.length = span[3]
-            span += 4
-            place = NULL
-            if size == 5:
-                if memcmp(name, b":path", 5) == 0:
-                    place = &self.path
-            elif size == 7:
-                if memcmp(name, b"apns-id", 7) == 0:
-                    place = &self.apns_id
-                elif memcmp(name, b":method", 7) == 0:
-                    place = &self.method
-                elif memcmp(name, b":scheme", 7) == 0:
-                    place = &self.scheme
-            elif size == 10:
-                if memcmp(name, b"apns-topic", 10) == 0:
-                    place = &self.topic
-                elif memcmp(name, b":authority", 10) == 0:
-                    place = &self.authority
-                elif memcmp(name, b"user-agent", 10) == 0:
-                    regular = True
-                    self.plain = self.plain and is_clean(value.octets, value.length)
-                    continue
-            elif size == 13:
-                if memcmp(name, b"authorization", 13) == 0:
-                    place = &self.authorization
-                elif memcmp(name, b"apns-priority", 13) == 0:
-                    place = &self.priority
-            elif size == 14:
-                if memcmp(name, b"apns-push-type", 14) == 0:
-                    place = &self.push_type
-                elif memcmp(name, b"content-length", 14) == 0:
-                    place = &self.content_length
-            elif size == 15:
-                if memcmp(name, b"apns-expiration", 15) == 0:
-                    place = &self.expiration
-            elif size == 16:
-                if memcmp(name, b"apns-collapse-id", 16) == 0:
-                    place = &self.collapse_id
-            elif size == 12:
-                if memcmp(name, b"content-type", 12) == 0:
-                    regular = True
-                    self.plain = self.plain and is_clean(value.octets, value.length)
-                    continue
-            elif size == 4:
-                if memcmp(name, b"host", 4) == 0:
-                    place = &self.host
-            if place is NULL or place.octets is not NULL:
-                # Unknown or repeated: for the host to judge. Of a repeated one the first stays.
-                self.plain = False
-                continue
-            place[0] = value
-            if name[0] == c':':
-                if regular:
-                    self.plain = False
-            else:
-                regular = True
-        if self.authority.octets is not NULL and self.host.octets is not NULL:
-            self.plain = False
-        if not is_clean(self.authority.octets, self.authority.length) or not is_clean(self.host.octets, self.host.length):
-            self.plain = False
-        if self.path.length > 10 and memcmp(self.path.octets, b"/3/device/", 10) == 0:
-            self.device_token.octets = self.path.octets + 10
-            self.device_token.length = self.path.length - 10
-
-    cdef list list_fields(self):
-        cdef Py_ssize_t *span = <Py_ssize_t *>self.spans.octets
-        cdef Py_ssize_t count = self.spans.length // <Py_ssize_t>(4 * sizeof(Py_ssize_t))
-        cdef const char *octets = <const char *>self.octets.octets
-        cdef list fields = []
-        cdef Py_ssize_t i
-        for i in range(count):
-            fields.append((octets[span[0]:span[0] + span[1]], octets[span[2]:span[2] + span[3]]))
-            span += 4
-        return fields
-
-
-@cython.final
-cdef class Memo:
-    """Constant headers of a request that was good, and until when that holds."""
-
-    cdef bytes authorization, topic, push_type, priority    # None: absent
-    cdef double good_until      # UNIX seconds
-    cdef Py_ssize_t payload_limit
-
-
-cdef inline bint same(bytes known, Slice given) noexcept:
-    if known is None or given.octets is NULL:
-        return known is None and given.octets is NULL
-    return PyBytes_GET_SIZE(known) == given.length and memcmp(
-        PyBytes_AS_STRING(known), given.octets, <size_t>given.length
-    ) == 0
-
-
-cdef bytes take(Slice given):
-    if given.octets is NULL:
-        return None
-    return PyBytes_FromStringAndSize(<const char *>given.octets, given.length)
-
-
-@cython.final
-cdef class Shared:
-    """What all connections of one simulator have in common."""
-
-    cdef readonly Log log
-    cdef public int64_t requests
-    """Whole requests over all connections."""
-    cdef public int64_t ask_from
-    """The host is asked about every request from this number on, counted over all connections."""
-    cdef public dict scripted
-    """Device tokens (octets, lower case) about which the host is always asked."""
-    cdef public int32_t generation
-    """Raised when what is good has changed: every connection forgets its memos."""
-    cdef public double wall
-    """UNIX seconds, as of the last wake-up."""
-    cdef public bint development
-    """Accepted requests are answered with apns-unique-id too."""
-    cdef uint64_t randomness
-
-    def __cinit__(self, Log log not None, uint64_t seed):
-        self.log = log
-        self.requests = 0
-        self.ask_from = 2 ** 62
-        self.scripted = {}
-        self.generation = 0
-        self.wall = 0.0
-        self.development = False
-        self.randomness = seed
-
-    cdef uint64_t draw(self) noexcept:
-        """The next number of splitmix64: no secret, only ids that differ and repeat with the seed."""
-        cdef uint64_t mixed
-        self.randomness += 0x9E3779B97F4A7C15u
-        mixed = self.randomness
-        mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9u
-        mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EBu
-        return mixed ^ (mixed >> 31)
-
-    cdef void draw_uuid(self, uint8_t *out) noexcept:
-        """Write 36 octets: a random UUID (RFC 9562 §5.4)."""
-        cdef const char *digits = b"0123456789abcdef"
-        cdef uint64_t numbers[2]
-        cdef int i, at = 0
-        numbers[0] = (self.draw() & 0xFFFFFFFFFFFF0FFFu) | 0x4000u
-        numbers[1] = (self.draw() & 0x3FFFFFFFFFFFFFFFu) | 0x8000000000000000u
-        for i in range(32):
-            if i == 8 or i == 12 or i == 16 or i == 20:
-                out[at] = c'-'
-                at += 1
-            out[at] = <uint8_t>digits[numbers[i >> 4] >> (60 - 4 * (i & 15)) & 15]
-            at += 1
+include "_server_reading.pxi"       # frames in, one function for each type
+include "_server_judging.pxi"       # what becomes of a request: the fast lane, the host, the log
+include "_server_writing.pxi"       # frames out, windows, and the end of the connection
 
 
 @cython.final
@@ -559,7 +184,10 @@ cdef class ServerConnection:
         buffer_init(&self.out)
         buffer_init(&self.block)
 
-    def __init__(self, Shared shared not None, host, int32_t number, *, Decoder decoder not None, Encoder encoder not None):
+    def __init__(
+        self, Shared shared not None, host, int32_t number, *,
+        Decoder decoder not None, Encoder encoder not None,
+    ):
         self.shared = shared
         self.host = host
         self.number = number
@@ -622,491 +250,14 @@ cdef class ServerConnection:
             if self.incoming.length:
                 buffer_write(&self.incoming, &octets[0], length)
                 # Nothing below writes to `incoming`, so the pointer holds.
-                used = self.read_frames(self.incoming.octets, self.incoming.length, now)
+                used = read_frames(self, self.incoming.octets, self.incoming.length, now)
                 self.incoming.length -= used
                 memmove(self.incoming.octets, self.incoming.octets + used, <size_t>self.incoming.length)
             else:
-                used = self.read_frames(&octets[0], length, now)
+                used = read_frames(self, &octets[0], length, now)
                 buffer_write(&self.incoming, &octets[0] + used, length - used)
-            self.give_window_back()
-        self.finish_drain()
-
-    cdef Py_ssize_t read_frames(self, const uint8_t *octets, Py_ssize_t length, double now) except -1:
-        """Act on whole frames and tell how many octets they took."""
-        cdef Py_ssize_t at = 0
-        cdef Py_ssize_t size
-        cdef const char *preface
-        if 0 <= self.preface < 24:
-            preface = PyBytes_AS_STRING(PREFACE)
-            size = min(24 - self.preface, length)
-            if memcmp(octets, preface + self.preface, <size_t>size) != 0:
-                self.fail(PROTOCOL_ERROR, "the client does not speak HTTP/2")
-                return length
-            self.preface += <int>size
-            at = size
-            if self.preface < 24:
-                return at
-        while length - at >= FRAME_HEADER_OCTETS:
-            size = <Py_ssize_t>(read_32(octets + at) >> 8)
-            if size > FRAME_OCTETS:
-                self.fail(FRAME_SIZE_ERROR, "a frame is over SETTINGS_MAX_FRAME_SIZE")
-                return length
-            if length - at < FRAME_HEADER_OCTETS + size:
-                break
-            self.read_frame(
-                octets[at + 3], octets[at + 4], <int64_t>(read_32(octets + at + 5) & 0x7FFFFFFF),
-                octets + at + FRAME_HEADER_OCTETS, size, now,
-            )
-            if self.closing:
-                return length
-            at += FRAME_HEADER_OCTETS + size
-        return at
-
-    cdef int read_frame(
-        self, uint8_t kind, uint8_t flags, int64_t stream_id, const uint8_t *payload, Py_ssize_t length, double now
-    ) except -1:
-        if self.block_stream and (kind != CONTINUATION or stream_id != self.block_stream):
-            return self.fail(PROTOCOL_ERROR, "a header block is interrupted")
-        if self.preface >= 0:
-            if kind != SETTINGS or flags & ACK:
-                return self.fail(PROTOCOL_ERROR, "the first frame is not SETTINGS")
-            self.preface = -1
-        if kind == DATA:
-            return self.read_data(flags, stream_id, payload, length, now)
-        if kind == HEADERS:
-            return self.read_headers(flags, stream_id, payload, length, now)
-        if kind == CONTINUATION:
-            return self.read_continuation(flags, payload, length, now)
-        if kind == WINDOW_UPDATE:
-            return self.read_window_update(stream_id, payload, length)
-        if kind == PING:
-            return self.read_ping(flags, stream_id, payload, length)
-        if kind == SETTINGS:
-            return self.read_settings(flags, stream_id, payload, length)
-        if kind == RST_STREAM:
-            return self.read_rst_stream(stream_id, length)
-        if kind == GOAWAY:
-            if stream_id:
-                return self.fail(PROTOCOL_ERROR, "GOAWAY on a stream")
-            if length < 8:
-                return self.fail(FRAME_SIZE_ERROR, "GOAWAY is shorter than 8 octets")
-            self.client_goaway = read_32(payload + 4)
-            return 0
-        if kind == PRIORITY:
-            if not stream_id:
-                return self.fail(PROTOCOL_ERROR, "PRIORITY on stream 0")
-            if length != 5:
-                return self.fail(FRAME_SIZE_ERROR, "PRIORITY is not of 5 octets")
-            return 0
-        if kind == PUSH_PROMISE:
-            return self.fail(PROTOCOL_ERROR, "a client must not push")
-        return 0        # unknown types are ignored (§4.1)
-
-    cdef int read_headers(
-        self, uint8_t flags, int64_t stream_id, const uint8_t *payload, Py_ssize_t length, double now
-    ) except -1:
-        cdef Py_ssize_t padding = 0
-        if not stream_id & 1:
-            return self.fail(PROTOCOL_ERROR, "HEADERS on a stream that is not the client's")
-        if flags & PADDED:
-            if length < 1:
-                return self.fail(FRAME_SIZE_ERROR, "HEADERS without its pad length")
-            padding = payload[0]
-            payload += 1
-            length -= 1
-        if flags & HAS_PRIORITY:
-            if length < 5:
-                return self.fail(FRAME_SIZE_ERROR, "HEADERS without its priority")
-            payload += 5
-            length -= 5
-        if padding > length:
-            return self.fail(PROTOCOL_ERROR, "padding is longer than the frame")
-        length -= padding
-        if flags & END_HEADERS:
-            return self.read_block(flags, stream_id, payload, length, now)
-        self.block.length = 0
-        buffer_write(&self.block, payload, length)
-        self.block_stream = stream_id
-        self.block_flags = flags
-        self.block_frames = 0
-        return 0
-
-    cdef int read_continuation(self, uint8_t flags, const uint8_t *payload, Py_ssize_t length, double now) except -1:
-        cdef int64_t stream_id = self.block_stream
-        if not stream_id:
-            return self.fail(PROTOCOL_ERROR, "CONTINUATION without HEADERS")
-        self.block_frames += 1
-        if self.block_frames > CONTINUATIONS or self.block.length + length > BLOCK_OCTETS:
-            return self.fail(ENHANCE_YOUR_CALM, "a header block does not end")
-        buffer_write(&self.block, payload, length)
-        if flags & END_HEADERS:
-            self.block_stream = 0
-            return self.read_block(self.block_flags, stream_id, self.block.octets, self.block.length, now)
-        return 0
-
-    cdef int read_block(
-        self, uint8_t flags, int64_t stream_id, const uint8_t *block, Py_ssize_t length, double now
-    ) except -1:
-        """A whole header block is here: it must be decoded whatever becomes of its stream (§4.3)."""
-        cdef Stream stream
-        cdef int decoded
-        if self.spare:
-            stream = <Stream>self.spare.pop()
-        else:
-            stream = Stream()
-        stream.begin(stream_id, self.peer_initial_window)
-        try:
-            decoded = self.decoder.decode_into(block, length, &stream.octets, &stream.spans)
-        except HpackError:
-            return self.fail(COMPRESSION_ERROR, "a header block cannot be decoded")
-        stream.oversized = decoded == -1
-        if stream_id <= self.last_stream_id:
-            return self.read_trailers(flags, stream_id, stream, now)
-        self.last_stream_id = stream_id
-        stream.find_fields()
-        if stream_id > self.goaway_stream_id:
-            # The GOAWAY said it: surely not processed (§6.8).
-            self.remember(stream, 0, REFUSED)
-            self.remember_reset(stream_id, False)
-            self.spare.append(stream)
-            return 0
-        if <int64_t>len(self.streams) + self.unseen >= self.enforced_limit:
-            self.remember(stream, 0, REFUSED)
-            self.write_rst_stream(stream_id, REFUSED_STREAM)
-            if not flags & END_STREAM:
-                self.remember_reset(stream_id, self.strict)
-            self.spare.append(stream)
-            return 0
-        self.streams[stream_id] = stream
-        if flags & END_STREAM:
-            return self.end_request(stream, NULL, 0, now)
-        return 0
-
-    cdef int read_trailers(self, uint8_t flags, int64_t stream_id, Stream trailers, double now) except -1:
-        cdef Stream stream = self.streams.get(stream_id)
-        self.spare.append(trailers)
-        if stream is None:
-            if stream_id in self.resets:
-                if flags & END_STREAM:
-                    del self.resets[stream_id]
-                return 0
-            return self.fail(STREAM_CLOSED, "HEADERS on a closed stream")
-        if stream.ended or not flags & END_STREAM:
-            return self.reset_malformed(stream)
-        return self.end_request(stream, NULL, 0, now)
-
-    cdef int read_data(
-        self, uint8_t flags, int64_t stream_id, const uint8_t *payload, Py_ssize_t length, double now
-    ) except -1:
-        cdef Stream stream
-        cdef Py_ssize_t whole = length
-        cdef Py_ssize_t padding = 0
-        if not stream_id or stream_id > self.last_stream_id:
-            return self.fail(PROTOCOL_ERROR, "DATA on an idle stream")
-        if whole > self.outstanding:
-            return self.fail(FLOW_CONTROL_ERROR, "DATA is over the connection's window")
-        self.outstanding -= whole
-        self.unreturned += whole
-        if flags & PADDED:
-            if length < 1:
-                return self.fail(FRAME_SIZE_ERROR, "DATA without its pad length")
-            padding = payload[0]
-            payload += 1
-            length -= 1
-            if padding > length:
-                return self.fail(PROTOCOL_ERROR, "padding is longer than the frame")
-            length -= padding
-        stream = self.streams.get(stream_id)
-        if stream is None or stream.ended:
-            return self.read_stray_data(flags, stream_id, stream)
-        stream.received += whole
-        if stream.received > WINDOW_OCTETS:
-            self.write_rst_stream(stream_id, FLOW_CONTROL_ERROR)
-            self.drop(stream, MALFORMED)
-            return 0
-        if flags & END_STREAM:
-            if stream.body.length == 0:
-                return self.end_request(stream, payload, length, now)
-            buffer_write(&stream.body, payload, length)
-            return self.end_request(stream, NULL, 0, now)
-        if stream.body.length + length > BODY_OCTETS:
-            # Nothing gives this stream's window back, so it is answered now (§8.1).
-            buffer_write(&stream.body, payload, length)
-            self.remember_reset(stream_id, False)
-            self.end_request(stream, NULL, 0, now)
-            if stream_id not in self.streams:
-                self.write_rst_stream(stream_id, NO_ERROR)
-            return 0
-        buffer_write(&stream.body, payload, length)
-        return 0
-
-    cdef int read_stray_data(self, uint8_t flags, int64_t stream_id, Stream stream) except -1:
-        """DATA for a stream that is answered, reset, or has ended already."""
-        cdef object tell = self.resets.get(stream_id)
-        if stream is not None and stream_id not in self.resets:
-            self.write_rst_stream(stream_id, STREAM_CLOSED)
-            self.drop(stream, MALFORMED)
-            return 0
-        if tell:
-            # APNs resets such a stream twice: REFUSED_STREAM, then STREAM_CLOSED (pushy issue 476).
-            self.write_rst_stream(stream_id, STREAM_CLOSED)
-            self.resets[stream_id] = False
-        if flags & END_STREAM:
-            self.resets.pop(stream_id, None)
-        return 0
-
-    cdef int read_window_update(self, int64_t stream_id, const uint8_t *payload, Py_ssize_t length) except -1:
-        cdef int64_t increment
-        cdef Stream stream
-        if length != 4:
-            return self.fail(FRAME_SIZE_ERROR, "WINDOW_UPDATE is not of 4 octets")
-        increment = <int64_t>(read_32(payload) & 0x7FFFFFFF)
-        if stream_id == 0:
-            if increment == 0:
-                return self.fail(PROTOCOL_ERROR, "WINDOW_UPDATE of 0")
-            if self.send_window + increment > LARGEST_WINDOW:
-                return self.fail(FLOW_CONTROL_ERROR, "the connection's window is over 2**31 - 1")
-            self.send_window += increment
-        else:
-            if stream_id > self.last_stream_id:
-                return self.fail(PROTOCOL_ERROR, "WINDOW_UPDATE on an idle stream")
-            stream = self.streams.get(stream_id)
-            if stream is None:
-                return 0
-            if increment == 0 or stream.window + increment > LARGEST_WINDOW:
-                self.write_rst_stream(
-                    stream_id, <uint32_t>PROTOCOL_ERROR if increment == 0 else <uint32_t>FLOW_CONTROL_ERROR
-                )
-                self.drop(stream, MALFORMED)
-                return 0
-            stream.window += increment
-        if self.queues_blocked:
-            self.send_blocked()
-        return 0
-
-    cdef int read_ping(self, uint8_t flags, int64_t stream_id, const uint8_t *payload, Py_ssize_t length) except -1:
-        if stream_id:
-            return self.fail(PROTOCOL_ERROR, "PING on a stream")
-        if length != 8:
-            return self.fail(FRAME_SIZE_ERROR, "PING is not of 8 octets")
-        if flags & ACK:
-            return 0
-        self.pings += 1
-        if self.answers_pings and self.count_control_frame():
-            self.write_frame(PING, ACK, 0, payload, 8)
-        return 0
-
-    cdef int read_settings(self, uint8_t flags, int64_t stream_id, const uint8_t *payload, Py_ssize_t length) except -1:
-        cdef Py_ssize_t at
-        cdef int64_t value, difference
-        cdef Stream stream
-        cdef int kind
-        if stream_id:
-            return self.fail(PROTOCOL_ERROR, "SETTINGS on a stream")
-        if length % 6 or (flags & ACK and length):
-            return self.fail(FRAME_SIZE_ERROR, "SETTINGS has a wrong length")
-        if flags & ACK:
-            if self.limits:
-                # The client may still act on any SETTINGS that it has not acknowledged (§6.5.3).
-                limit = self.limits.popleft()
-                self.enforced_limit = self.stream_limit if self.strict else max(limit, *self.limits, 0)
-            return 0
-        for at in range(0, length, 6):
-            kind = payload[at] << 8 | payload[at + 1]
-            value = <int64_t>read_32(payload + at + 2)
-            if kind == HEADER_TABLE_SIZE:
-                self.encoder.resize(min(value, <int64_t>4096))
-                self.apns_id_indexed = False
-            elif kind == ENABLE_PUSH:
-                if value > 1:
-                    return self.fail(PROTOCOL_ERROR, "ENABLE_PUSH is neither 0 nor 1")
-            elif kind == INITIAL_WINDOW_SIZE:
-                if value > LARGEST_WINDOW:
-                    return self.fail(FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE is over 2**31 - 1")
-                difference = value - self.peer_initial_window
-                self.peer_initial_window = value
-                for stream in self.streams.values():
-                    if stream.window + difference > LARGEST_WINDOW:
-                        return self.fail(FLOW_CONTROL_ERROR, "a stream's window is over 2**31 - 1")
-                    stream.window += difference
-            elif kind == MAX_FRAME_SIZE:
-                if not 16_384 <= value <= 16_777_215:
-                    return self.fail(PROTOCOL_ERROR, "MAX_FRAME_SIZE is out of range")
-                self.peer_frame_octets = value
-        if self.queues_blocked:
-            self.send_blocked()
-        if self.acknowledges_settings and self.count_control_frame():
-            self.write_frame(SETTINGS, ACK, 0, NULL, 0)
-        return 0
-
-    cdef int read_rst_stream(self, int64_t stream_id, Py_ssize_t length) except -1:
-        cdef Stream stream
-        if length != 4:
-            return self.fail(FRAME_SIZE_ERROR, "RST_STREAM is not of 4 octets")
-        if not stream_id or stream_id > self.last_stream_id:
-            return self.fail(PROTOCOL_ERROR, "RST_STREAM on an idle stream")
-        self.resets_received += 1
-        self.resets.pop(stream_id, None)
-        stream = self.streams.get(stream_id)
-        if stream is not None:
-            self.drop(stream, CANCELLED)
-        return 0
-
-    cdef bint count_control_frame(self) except -1:
-        self.control_frames += 1
-        if self.control_frames > QUEUED_CONTROL_FRAMES:
-            self.fail(ENHANCE_YOUR_CALM, "too many PING or SETTINGS frames")
-            return False
-        return True
-
-    # Requests.
-
-    cdef int end_request(self, Stream stream, const uint8_t *body, Py_ssize_t length, double now) except -1:
-        """END_STREAM came, with the last octets of the body. Decide whether it waits or is finished now."""
-        cdef double delay = self.latency
-        cdef object faults
-        stream.ended = True
-        self.requests += 1
-        self.shared.requests += 1
-        stream.number = self.requests
-        if (
-            self.requests >= self.ask_from
-            or self.shared.requests >= self.shared.ask_from
-            or (
-                self.shared.scripted
-                and stream.device_token.octets is not NULL
-                and take(stream.device_token).lower() in self.shared.scripted
-            )
-        ):
-            delay, faults = self.host.consult(self, stream.number, take(stream.device_token))
-            stream.faults = faults
-        if delay > 0.0:
-            if body is not NULL:
-                buffer_write(&stream.body, body, length)
-            self.order += 1
-            heapq.heappush(self.delayed, (now + delay, self.order, stream.id))
-            return 0
-        if body is NULL:
-            return self.finish(stream, stream.body.octets, stream.body.length)
-        return self.finish(stream, body, length)
-
-    cdef int finish(self, Stream stream, const uint8_t *body, Py_ssize_t length) except -1:
-        cdef object good
-        cdef Memo memo
-        if stream.id > self.judged_stream_id:
-            self.judged_stream_id = stream.id
-        if stream.faults is None and stream.plain and self.is_good(stream, body, length):
-            self.accept(stream)
-            return 0
-        if stream.oversized:
-            self.answer(stream.id, 431, (), b"", REJECTED)
-            return 0
-        good = self.host.handle(
-            self, stream.id, stream.list_fields(),
-            PyBytes_FromStringAndSize(<const char *>body, length) if length else b"", stream.faults,
-        )
-        if good is not None and stream.plain:
-            memo = Memo()
-            memo.good_until, memo.payload_limit = good
-            memo.authorization = take(stream.authorization)
-            memo.topic = take(stream.topic)
-            memo.push_type = take(stream.push_type)
-            memo.priority = take(stream.priority)
-            if len(self.memos) >= MEMOS:
-                self.memos.pop()
-            self.memos.insert(0, memo)
-        return 0
-
-    cdef bint is_good(self, Stream stream, const uint8_t *body, Py_ssize_t length) noexcept:
-        """Whether the host would surely accept it: all it may vary in is plainly good."""
-        cdef Py_ssize_t i
-        cdef Memo memo
-        cdef Memo found = None
-        if self.generation != self.shared.generation:
-            self.generation = self.shared.generation
-            self.memos = []
-        for i in range(len(self.memos)):
-            memo = <Memo>(<list>self.memos)[i]
-            if (
-                same(memo.authorization, stream.authorization) and same(memo.topic, stream.topic)
-                and same(memo.push_type, stream.push_type) and same(memo.priority, stream.priority)
-            ):
-                found = memo
-                break
-        if found is None or self.shared.wall > found.good_until:
-            return False
-        if not 2 <= length <= found.payload_limit or body[0] != c'{' or body[length - 1] != c'}':
-            return False
-        if not equal(stream.method.octets, stream.method.length, b"POST", 4):
-            return False
-        if not equal(stream.scheme.octets, stream.scheme.length, b"https", 5):
-            return False
-        if stream.device_token.length < 2 or stream.device_token.length & 1:
-            return False
-        for i in range(stream.device_token.length):
-            if not is_hex(stream.device_token.octets[i]):
-                return False
-        if stream.apns_id.octets is not NULL and not is_uuid(stream.apns_id.octets, stream.apns_id.length):
-            return False
-        if stream.expiration.octets is not NULL and read_digits(stream.expiration.octets, stream.expiration.length) < 0:
-            return False
-        if stream.collapse_id.octets is not NULL and (
-            not 0 < stream.collapse_id.length <= 64
-            or not is_clean(stream.collapse_id.octets, stream.collapse_id.length)
-        ):
-            return False
-        return stream.content_length.octets is NULL or read_digits(
-            stream.content_length.octets, stream.content_length.length
-        ) == length
-
-    cdef int accept(self, Stream stream) except -1:
-        """Answer 200 in the fast lane."""
-        cdef uint8_t made[36]
-        if stream.apns_id.octets is NULL:
-            self.shared.draw_uuid(made)
-            stream.apns_id.octets = made
-            stream.apns_id.length = 36
-        self.remember(stream, 200, ACCEPTED)
-        self.write_headers(stream.id, 200, stream.apns_id, (), True, self.shared.development)
-        self.release(stream)
-        return 0
-
-    cdef int remember(self, Stream stream, int status, int fate) except -1:
-        """Write the log."""
-        cdef int64_t expires_at = -1
-        if stream.expiration.octets is not NULL:
-            expires_at = read_digits(stream.expiration.octets, stream.expiration.length)
-        return self.shared.log.add(
-            self.shared.wall, self.number, stream.id, stream.apns_id, stream.device_token, expires_at, status, fate
-        )
-
-    cdef void release(self, Stream stream) except *:
-        """The stream is over for us; the client counts it until it has our octets."""
-        self.unseen += 1
-        del self.streams[stream.id]
-        stream.faults = stream.unsent = None
-        self.spare.append(stream)
-
-    cdef int drop(self, Stream stream, int fate) except -1:
-        """End a stream without an answer."""
-        if stream.unsent is None:
-            self.remember(stream, 0, fate)
-        if not stream.ended:
-            self.remember_reset(stream.id, False)
-        del self.streams[stream.id]
-        stream.faults = stream.unsent = None
-        self.spare.append(stream)
-        return 0
-
-    cdef int reset_malformed(self, Stream stream) except -1:
-        self.write_rst_stream(stream.id, PROTOCOL_ERROR)
-        return self.drop(stream, MALFORMED)
-
-    cdef int remember_reset(self, int64_t stream_id, bint tell) except -1:
-        self.resets[stream_id] = tell
-        if len(self.resets) > RESETS_REMEMBERED:
-            del self.resets[next(iter(self.resets))]
-        return 0
+            give_window_back(self)
+        finish_drain(self)
 
     # What the host does.
 
@@ -1138,7 +289,7 @@ cdef class ServerConnection:
             if kind == MAX_CONCURRENT_STREAMS:
                 limit = value
             elif kind == HEADER_TABLE_SIZE and value > 4_096:
-                # A client may use the larger table as soon as it knows; a smaller one it may only use less of.
+                # A client may use a larger table as soon as it knows; of a smaller one it may only use less.
                 self.decoder.resize_limit(min(value, 65_536))
             entry[0] = <uint8_t>(<int>kind >> 8 & 0xFF)
             entry[1] = <uint8_t>(<int>kind & 0xFF)
@@ -1162,15 +313,16 @@ cdef class ServerConnection:
             self.shared.draw_uuid(made)
             stream.apns_id.octets = made
             stream.apns_id.length = 36
-        self.remember(stream, status, fate)
-        self.write_headers(
-            stream_id, status, stream.apns_id, fields, not body, status == 200 and self.shared.development
+        remember(self, stream, status, fate)
+        write_headers(
+            self, stream_id, status, stream.apns_id, fields, not body,
+            status == 200 and self.shared.development,
         )
         if body:
             stream.unsent = body
-            self.send_body(stream)
+            send_body(self, stream)
         else:
-            self.release(stream)
+            release(self, stream)
 
     def begin_answer(self, int64_t stream_id, int status, fields not None, bint apns_id=True):
         """Write the HEADERS of an answer and nothing else: its end is left to `finish_answer`, or missing."""
@@ -1178,7 +330,7 @@ cdef class ServerConnection:
         cdef Slice absent
         absent.octets = NULL
         absent.length = 0
-        self.write_headers(stream_id, status, stream.apns_id if apns_id else absent, fields, False, False)
+        write_headers(self, stream_id, status, stream.apns_id if apns_id else absent, fields, False, False)
 
     def send_data(self, int64_t stream_id, bytes octets not None, bint end_stream, Py_ssize_t padding=0):
         """Write one DATA frame of an answer as it is given, windows or not."""
@@ -1211,8 +363,9 @@ cdef class ServerConnection:
         self.out.length += FRAME_HEADER_OCTETS
         self.encoder.begin(&self.out)
         for name, value in fields:
-            self.write_field(
-                PyBytes_AS_STRING(name), len(name), <const uint8_t *>PyBytes_AS_STRING(value), len(value), PLAIN
+            write_field(
+                self, PyBytes_AS_STRING(name), len(name),
+                <const uint8_t *>PyBytes_AS_STRING(value), len(value), PLAIN,
             )
         write_frame_header(
             self.out.octets + start, self.out.length - start - FRAME_HEADER_OCTETS, HEADERS,
@@ -1222,31 +375,31 @@ cdef class ServerConnection:
     def end_answer(self, int64_t stream_id, int status, int fate):
         """An answer written by hand is over: log it and free the stream."""
         cdef Stream stream = self.waiting(stream_id)
-        self.remember(stream, status, fate)
-        self.release(stream)
+        remember(self, stream, status, fate)
+        release(self, stream)
 
     def swallow(self, int64_t stream_id, int fate):
         """Never answer it. The stream stays open until the client resets it."""
         cdef Stream stream = self.waiting(stream_id)
-        self.remember(stream, 0, fate)
+        remember(self, stream, 0, fate)
         stream.unsent = b""
 
     def reset(self, int64_t stream_id, uint32_t error_code, int fate):
         """End a request with RST_STREAM."""
         cdef Stream stream = self.waiting(stream_id)
-        self.write_rst_stream(stream_id, error_code)
+        write_rst_stream(self, stream_id, error_code)
         self.unseen += 1
-        self.drop(stream, fate)
+        drop(self, stream, fate)
 
     def send_rst_stream(self, int64_t stream_id, uint32_t error_code):
         """Write an RST_STREAM frame and do nothing else."""
-        self.write_rst_stream(stream_id, error_code)
+        write_rst_stream(self, stream_id, error_code)
 
     def send_frame(self, uint8_t kind, uint8_t flags, int64_t stream_id, bytes payload not None):
         """Write any frame as it is given; what it means is not looked at."""
         if not 0 <= stream_id <= 0xFFFFFFFF or len(payload) > 16_777_215:
             raise ValueError("stream_id is of 32 bits, a payload of at most 2**24 - 1 octets")
-        self.write_frame(kind, flags, stream_id, <const uint8_t *>PyBytes_AS_STRING(payload), len(payload))
+        write_frame(self, kind, flags, stream_id, <const uint8_t *>PyBytes_AS_STRING(payload), len(payload))
 
     def send_octets(self, bytes octets not None):
         """Write any octets, frame or not."""
@@ -1268,22 +421,22 @@ cdef class ServerConnection:
         if last_stream_id < self.goaway_stream_id:
             self.goaway_stream_id = last_stream_id
         for stream in [each for each in self.streams.values() if (<Stream>each).id > last_stream_id]:
-            self.remember_reset(stream.id, False)
-            self.drop(stream, REFUSED)
+            remember_reset(self, stream.id, False)
+            drop(self, stream, REFUSED)
 
     def connection_error(self, uint32_t error_code, str reason not None):
         """Close the connection with GOAWAY (§5.4.1)."""
-        self.fail(error_code, reason)
+        fail(self, error_code, reason)
 
     def connection_lost(self):
         """The transport is gone: what was not processed never will be."""
         for stream in list(self.streams.values()):
-            self.drop(stream, CANCELLED)
+            drop(self, stream, CANCELLED)
         self.delayed = []
 
     def data_to_send(self):
         """Take all octets that are ready, empty if none."""
-        octets = PyBytes_FromStringAndSize(<const char *>self.out.octets, self.out.length) if self.out.length else b""
+        cdef bytes octets = PyBytes_FromStringAndSize(<const char *>self.out.octets, self.out.length)
         self.out.length = 0
         self.unseen = 0
         if self.stream_limit > self.enforced_limit:
@@ -1312,116 +465,5 @@ cdef class ServerConnection:
             stream = self.streams.get(heapq.heappop(self.delayed)[2])
             # The client may have reset it, or a GOAWAY may have left it out.
             if stream is not None and stream.ended and stream.unsent is None:
-                self.finish(stream, stream.body.octets, stream.body.length)
-        self.finish_drain()
-
-    # Writing.
-
-    cdef int finish_drain(self) except -1:
-        cdef Stream stream
-        if self.drains and not self.closing:
-            for stream in self.streams.values():
-                # Those that are swallowed stay for ever.
-                if stream.unsent is None or len(stream.unsent):
-                    return 0
-            self.closing = "flush"
-        return 0
-
-    cdef int fail(self, uint32_t error_code, str reason) except -1:
-        cdef bytes debug = reason.encode()
-        cdef int64_t last = min(self.judged_stream_id, self.goaway_stream_id)
-        if not self.closing:
-            self.error = reason
-            self.send_goaway(last, error_code, debug)
-            self.closing = "flush"
-        return 0
-
-    cdef int write_frame(
-        self, uint8_t kind, uint8_t flags, int64_t stream_id, const uint8_t *payload, Py_ssize_t length
-    ) except -1:
-        buffer_reserve(&self.out, FRAME_HEADER_OCTETS + length)
-        write_frame_header(self.out.octets + self.out.length, length, kind, flags, stream_id)
-        self.out.length += FRAME_HEADER_OCTETS
-        if length:
-            memcpy(self.out.octets + self.out.length, payload, <size_t>length)
-            self.out.length += length
-        return 0
-
-    cdef int write_rst_stream(self, int64_t stream_id, uint32_t error_code) except -1:
-        cdef uint8_t payload[4]
-        write_32(payload, error_code)
-        return self.write_frame(RST_STREAM, 0, stream_id, payload, 4)
-
-    cdef int write_field(self, const char *name, Py_ssize_t name_length, const uint8_t *value, Py_ssize_t length, int indexing) except -1:
-        if indexing == INDEX:
-            return self.encoder.write(&self.out, <const uint8_t *>name, name_length, value, length, INDEX)
-        return self.encoder.write(&self.out, <const uint8_t *>name, name_length, value, length, PLAIN)
-
-    cdef int write_headers(
-        self, int64_t stream_id, int status, Slice apns_id, object fields, bint end_stream, bint unique_id
-    ) except -1:
-        """One HEADERS frame. Constant fields are indexed; the first apns-id is, so that its name has an index."""
-        cdef Py_ssize_t start = self.out.length
-        cdef uint8_t digits[3]
-        cdef uint8_t made[36]
-        cdef bytes name, value
-        if not 100 <= status <= 999:
-            raise ValueError(f"status is {status}; it may be 100 to 999")
-        buffer_reserve(&self.out, FRAME_HEADER_OCTETS)
-        self.out.length += FRAME_HEADER_OCTETS
-        self.encoder.begin(&self.out)
-        digits[0] = <uint8_t>(c'0' + status // 100)
-        digits[1] = <uint8_t>(c'0' + status // 10 % 10)
-        digits[2] = <uint8_t>(c'0' + status % 10)
-        self.write_field(b":status", 7, digits, 3, INDEX)
-        if apns_id.octets is not NULL:
-            self.write_field(b"apns-id", 7, apns_id.octets, apns_id.length, PLAIN if self.apns_id_indexed else INDEX)
-        if unique_id:
-            self.shared.draw_uuid(made)
-            self.write_field(b"apns-unique-id", 14, made, 36, PLAIN if self.apns_id_indexed else INDEX)
-        if apns_id.octets is not NULL:
-            self.apns_id_indexed = True
-        for name, value in fields:
-            self.write_field(
-                PyBytes_AS_STRING(name), len(name), <const uint8_t *>PyBytes_AS_STRING(value), len(value), INDEX
-            )
-        write_frame_header(
-            self.out.octets + start, self.out.length - start - FRAME_HEADER_OCTETS, HEADERS,
-            <uint8_t>(END_HEADERS | (END_STREAM if end_stream else 0)), stream_id,
-        )
-        return 0
-
-    cdef int send_body(self, Stream stream) except -1:
-        """Write as much of an answer's body as the windows let out."""
-        cdef bytes body = stream.unsent
-        cdef Py_ssize_t length = len(body)
-        cdef Py_ssize_t room = <Py_ssize_t>min(self.send_window, stream.window, self.peer_frame_octets)
-        if room < length:
-            if room > 0:
-                self.write_frame(DATA, 0, stream.id, <const uint8_t *>PyBytes_AS_STRING(body), room)
-                self.send_window -= room
-                stream.window -= room
-                stream.unsent = body[room:]
-            self.queues_blocked = True
-            return 0
-        self.write_frame(DATA, END_STREAM, stream.id, <const uint8_t *>PyBytes_AS_STRING(body), length)
-        self.send_window -= length
-        self.release(stream)
-        return 0
-
-    cdef int send_blocked(self) except -1:
-        cdef Stream stream
-        self.queues_blocked = False
-        for stream in list(self.streams.values()):
-            if stream.unsent:
-                self.send_body(stream)
-        return 0
-
-    cdef int give_window_back(self) except -1:
-        cdef uint8_t payload[4]
-        if self.returns_window and self.unreturned >= WINDOW_RETURNED_AT and not self.closing:
-            write_32(payload, <uint32_t>self.unreturned)
-            self.write_frame(WINDOW_UPDATE, 0, 0, payload, 4)
-            self.outstanding += self.unreturned
-            self.unreturned = 0
-        return 0
+                finish(self, stream, stream.body.octets, stream.body.length)
+        finish_drain(self)
