@@ -35,9 +35,3 @@ cdef class Response:
 
 # An accepted push, at the least cost; `apns_id` may be None. Nothing is checked.
 cdef Response make_accepted(Notification notification, bytes apns_id, int attempts, double elapsed)
-
-# Every other end. `apns_id` is bytes or None, `status` is 0 without a verdict. Nothing is checked.
-cdef Response make_response(
-    Notification notification, str outcome, int status, object reason, bytes apns_id, object apns_unique_id,
-    object unregistered_at, bint retryable, object retry_after, object error, int attempts, double elapsed,
-)

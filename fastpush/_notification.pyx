@@ -569,23 +569,3 @@ cdef Response make_accepted(Notification notification, bytes apns_id, int attemp
     # Without an error it refers to nothing that could refer back: the collector need not visit it.
     PyObject_GC_UnTrack(<PyObject *>response)
     return response
-
-
-cdef Response make_response(
-    Notification notification, str outcome, int status, object reason, bytes apns_id, object apns_unique_id,
-    object unregistered_at, bint retryable, object retry_after, object error, int attempts, double elapsed,
-):
-    cdef Response response = Response.__new__(Response)
-    response.notification = notification
-    response.outcome = outcome
-    response.status_code = status
-    response.reason = reason
-    response.apns_id_octets = apns_id
-    response.apns_unique_id = apns_unique_id
-    response.unregistered_at = unregistered_at
-    response.retryable = retryable
-    response.retry_after = retry_after
-    response.error = error
-    response.attempts = attempts
-    response.elapsed = elapsed
-    return response

@@ -6,10 +6,12 @@ here by hand, so that no JSON library stands on both sides.
 
 from __future__ import annotations
 
+import json
 import math
 from decimal import Decimal
 
 import orjson
+import regex
 
 from fastpush import Alert, Payload, Sound
 
@@ -38,6 +40,27 @@ def encode(payload: Payload) -> bytes:
         "url-args": payload.url_args,
     }
     return written({"aps": present(aps), **(payload.data or {})}).encode()
+
+
+def shortened(payload: Payload, limit_bytes: int) -> bytes:
+    """The JSON of the payload with the longest body that fits: tries them all, from the longest."""
+    whole = encode(payload)
+    if len(whole) <= limit_bytes:
+        return whole
+    fields = json.loads(whole)
+    body = fields["aps"].get("alert")
+    clusters = regex.findall(r"\X", body["body"] if isinstance(body, dict) else body)
+    for kept in range(len(clusters) - 1, -2, -1):
+        # The last try is the empty body, without an ellipsis.
+        text_kept = "".join(clusters[:kept]) + "…" if kept >= 0 else ""
+        if isinstance(body, dict):
+            fields["aps"]["alert"]["body"] = text_kept
+        else:
+            fields["aps"]["alert"] = text_kept
+        octets = written(fields).encode()
+        if len(octets) <= limit_bytes:
+            return octets
+    raise Refused("too long without its body")
 
 
 def alert(value: Alert | str | None) -> object:

@@ -255,6 +255,22 @@ def test_a_shortened_payload_fits_and_keeps_a_beginning(body, less):
         assert body.startswith(shortened.alert.body.removesuffix("…"))
 
 
+@seed(SEED)
+@settings(PROFILE, max_examples=200)
+@given(TEXT.filter(bool), st.booleans(), st.integers(-3, 120))
+@example("e\u0301" * 9 + "👨‍👩‍👧", True, 20)
+def test_shortening_keeps_as_much_as_trying_every_length(body, in_alert, less):
+    payload = Payload(alert=Alert(title='"', body=body) if in_alert else body, badge=1, data={"é": [1]})
+    limit = len(payload.encode()) - less
+    try:
+        expected = plain_encode.shortened(payload, limit)
+    except plain_encode.Refused:
+        with pytest.raises(InvalidNotification):
+            payload.shortened(limit)
+    else:
+        assert payload.shortened(limit).encode() == expected
+
+
 # Custom keys of exact dict, list, str, int, bool and None are written without orjson. What ends that way, and
 # what goes through orjson after all, must have the same octets or the same refusal.
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import enum
+import gc
 import inspect
 import json
 import pickle
 import uuid
+from collections import deque
 from datetime import UTC, datetime, timedelta, timezone
 
 import orjson
@@ -24,6 +26,8 @@ from fastpush import (
     Response,
     Sound,
 )
+from fastpush._connection import Collector, Exchange, Push
+from fastpush.http2 import CompiledEngine
 from fastpush.notification import (
     MAX_BROADCAST_PAYLOAD_BYTES,
     MAX_COLLAPSE_ID_BYTES,
@@ -787,3 +791,46 @@ def test_a_live_activity_is_a_frozen_value():
         activity.event = "end"
     with pytest.raises(TypeError):
         type("Sub", (LiveActivity,), {})
+
+
+@pytest.mark.parametrize("body", [b"", b'{"x":1}'])
+def test_the_response_that_the_connection_makes_is_the_one_its_class_makes(body):
+    """An accepted push has a constructor of its own, in C: the same value, from a server's octets."""
+    notification = Notification(
+        DEVICE_TOKEN, Payload(alert="x"), apns_id="123E4567-e89b-12d3-a456-4266554400a0"
+    )
+    engine = CompiledEngine()
+    engine.initiate(0.0)
+    settings = bytes.fromhex("00000c0400000000000003000003e800040000ffff")
+    engine.receive_data(settings + bytes.fromhex("000000040100000000"), 0.0)
+    exchange, collector = Exchange(engine, b"localhost", lambda topic, push_type: "com.example"), Collector()
+    push = Push(notification, 2.0, collector)
+    assert exchange.submit(deque([push]), 1, 3.0, 0.0, {}, [], []) == 1
+    unique_id = b"7e6cdb1c-0000-4000-8000-000000000000"
+    block = b"\x88" + b"".join(
+        b"\x00" + bytes([len(name)]) + name + bytes([len(value)]) + value
+        for name, value in ((b"apns-id", push.apns_id), (b"apns-unique-id", unique_id))
+    )
+    flags = 0x04 if body else 0x05
+    frames = len(block).to_bytes(3, "big") + bytes([1, flags]) + push.stream_id.to_bytes(4, "big") + block
+    if body:
+        frames += len(body).to_bytes(3, "big") + b"\x00\x01" + push.stream_id.to_bytes(4, "big") + body
+    assert exchange.settle(engine.receive_data(frames, 4.5), 4.5) == []
+    (response,) = collector.take()
+    expected = Response(
+        notification,
+        "accepted",
+        status=200,
+        apns_id="123e4567-e89b-12d3-a456-4266554400a0",
+        apns_unique_id=unique_id.decode(),
+        attempts=1,
+        elapsed=2.5,
+    )
+    assert response == expected
+    assert hash(response) == hash(expected)
+    assert repr(response) == repr(expected)
+    assert pickle.loads(pickle.dumps(response)) == expected
+    assert (response.accepted, response.retryable, response.error) == (True, False, None)
+    assert not gc.is_tracked(response)
+    with pytest.raises(TypeError, match="never changes"):
+        response.__init__(notification, "unknown")
