@@ -460,7 +460,7 @@ async def test_a_stall_without_any_progress_adds_a_connection_too(clock, tmp_pat
             assert client.statistics().in_flight == 2
             began = trio.current_time()
             assert (await client.send(push(3))).accepted
-            assert trio.current_time() - began < 2.0
+            assert trio.current_time() - began < 0.5
             nursery.cancel_scope.cancel()
 
 
@@ -583,7 +583,9 @@ async def test_statistics_add_up(clock):
         assert sum(told.values()) == 2_000
         assert (statistics.queued, statistics.waiting, statistics.in_flight) == (0, 0, 0)
         assert statistics.stopped is None
-        assert all(each.peer == f"{apns.host} port {apns.port}" for each in statistics.connections)
+        assert {each.peer for each in statistics.connections if each.state == "open"} == {
+            f"{apns.host} port {apns.port}"
+        }
         assert "Client with key" in repr(client)
 
 
@@ -603,5 +605,5 @@ async def test_streams_that_are_never_answered_do_not_hold_up_the_others(clock, 
         nursery.start_soon(send_all, client, pushes(100, first=101))
         began = trio.current_time()
         assert (await client.send(push(999))).accepted
-        assert trio.current_time() - began < 1.0
+        assert trio.current_time() - began < 0.2
         nursery.cancel_scope.cancel()
