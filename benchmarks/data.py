@@ -37,9 +37,14 @@ def alert_body(index: int) -> str:
 
 def content(index: int) -> dict[str, Any]:
     """The payload of the push with this number, as the dictionary that any JSON library takes."""
+    return content_of(alert_body(index))
+
+
+def content_of(text: str) -> dict[str, Any]:
+    """The payload with this text."""
     return {
         "aps": {
-            "alert": {"title": TITLE, "body": alert_body(index)},
+            "alert": {"title": TITLE, "body": text},
             "sound": SOUND,
             "thread-id": THREAD_ID,
         }
@@ -48,7 +53,18 @@ def content(index: int) -> dict[str, Any]:
 
 def body(index: int) -> bytes:
     """The same, encoded without spaces: `BODY_OCTETS` octets."""
-    return json.dumps(content(index), separators=(",", ":")).encode()
+    return body_for(index, BODY_OCTETS)
+
+
+def body_for(index: int, octets: int) -> bytes:
+    """One of another size, its text as `alert_body_for` makes it."""
+    return json.dumps(content_of(alert_body_for(index, octets)), separators=(",", ":")).encode()
+
+
+def alert_body_for(index: int, octets: int) -> str:
+    """The same text, cut or drawn out so that the encoded payload has so many octets."""
+    length = octets - BODY_OCTETS + len(DEVICES[0]) + len(REMARK)
+    return alert_body(index)[:length].ljust(length, ".")
 
 
 # Ten thousand names, made ahead: a name is at hand where an alarm is raised, only the text is put together.

@@ -2,6 +2,7 @@
 
 It sends the header fields that the others send and a body file of the same size, to one device token with one
 apns-id, since it cannot vary them. Its CPU is that of its whole process, less that of a run with one request.
+A first argument is the number of connections.
 """
 
 from __future__ import annotations
@@ -49,22 +50,15 @@ def main() -> None:
 
 
 def run(program: str, job: Job, requests: int, body: str) -> Run:
-    fields = {
-        "apns-id": APNS_ID,
-        "apns-topic": data.TOPIC,
-        "apns-push-type": data.PUSH_TYPE,
-        "apns-priority": str(data.PRIORITY),
-        "apns-expiration": str(data.EXPIRATION),
-        "authorization": "bearer " + job.provider_token,
-    }
     token = next(data.device_tokens(job.seed, 1))
+    clients = sys.argv[1] if len(sys.argv) > 2 else "1"
     command = [
         program,
         f"--requests={requests}",
-        "--clients=1",
+        f"--clients={clients}",
         f"--max-concurrent-streams={min(job.streams, requests)}",
         f"--data={body}",
-        *(f"--header={name}: {value}" for name, value in fields.items()),
+        *(f"--header={name}: {value}" for name, value in fields(job.provider_token).items()),
         f"https://{job.host}:{job.port}/3/device/{token}",
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -77,6 +71,18 @@ def run(program: str, job: Job, requests: int, body: str) -> Run:
     if process.returncode != 0:
         sys.exit(f"h2load ended with {process.returncode}")
     return Run(output, usage.ru_utime + usage.ru_stime, peak.octets)
+
+
+def fields(provider_token: str) -> dict[str, str]:
+    """The header fields beside the pseudo-header fields, the same in every request."""
+    return {
+        "apns-id": APNS_ID,
+        "apns-topic": data.TOPIC,
+        "apns-push-type": data.PUSH_TYPE,
+        "apns-priority": str(data.PRIORITY),
+        "apns-expiration": str(data.EXPIRATION),
+        "authorization": "bearer " + provider_token,
+    }
 
 
 class PeakMemory:
