@@ -1,0 +1,148 @@
+"""Whether a push costs the same however many there are: CPU, memory and system calls of `send_many`.
+
+From ten thousand to a million pushes out of a generator (ten million with `--full`), and over 1 to 16
+connections. Nothing that grows with the number of pushes may be kept, by client, engine or pool.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks import measure
+from benchmarks.contenders import Contender, Job, python
+from benchmarks.provider_token import SigningKeyFile
+from benchmarks.reporting import Table, say
+from benchmarks.servers import Server, haproxy
+
+SIZES = (10_000, 100_000, 1_000_000)
+FULL = 10_000_000
+CONNECTIONS = (1, 2, 4, 8, 16)
+SAMPLE = 100_000  # pushes, where the number of connections is what changes
+CLIENT = Contender("scale", "fastpush send_many", python("scale_client"))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--full", action="store_true", help=f"up to {FULL:,} pushes; takes minutes")
+    parser.add_argument("--rounds", type=int, default=3, help="of all but the longest (default 3)")
+    parser.add_argument("--seed", type=int, default=1, help="of the device tokens and the key (default 1)")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    cores = measure.Cores.of_this_machine()
+    sizes = (*SIZES, FULL) if arguments.full else SIZES
+    jobs = [("pushes", size, 1) for size in sizes]
+    jobs += [("connections", SAMPLE, connections) for connections in CONNECTIONS]
+    runs: dict[tuple[str, int, int], list[dict[str, Any]]] = {job: [] for job in jobs}
+    no_figure: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        key_file = SigningKeyFile(directory / "AuthKey.p8", arguments.seed)
+        with haproxy(directory, core=cores.sink) as server:
+            sink = f"{server.name} {server.version}"
+            base = Job(
+                host=server.host,
+                port=server.port,
+                ca_file=str(server.ca_file),
+                key_file=str(key_file.path),
+                provider_token="",
+                pushes=0,
+                warm_up=0,
+                seed=arguments.seed,
+                streams=1_000,
+            )
+            for number in range(arguments.rounds):
+                for group, pushes, connections in jobs:
+                    if number and pushes >= FULL:
+                        continue
+                    title = f"{pushes:,} over {connections}"
+                    try:
+                        report = run_one(server, replace(base, pushes=pushes, connections=connections), cores)
+                    except measure.NoFigure as reason:
+                        no_figure[title] = str(reason)
+                        continue
+                    say(f"scale {title}: {1e6 * report['cpu_seconds'] / pushes:.2f} us CPU a push")
+                    runs[group, pushes, connections].append(report)
+    return {
+        "benchmark": "scale",
+        "conditions": measure.conditions() | {"sink": sink},
+        "figures": [figure(*job, reports) for job, reports in runs.items() if reports],
+        "no_figure": no_figure,
+    }
+
+
+def run_one(server: Server, job: Job, cores: measure.Cores) -> dict[str, Any]:
+    """Run the client and compare its count with the sink's.
+
+    Raises:
+      NoFigure: it ended badly, or the counts differ.
+    """
+    before = server.tally().answered
+    report: dict[str, Any] = json.loads(measure.last_line(CLIENT, job.to_json(), cores))
+    answered = server.tally().answered - before
+    if not report["accepted"] == answered == job.pushes:
+        raise measure.NoFigure(f"{report['accepted']:,} accepted, {answered:,} answered, of {job.pushes:,}")
+    return report
+
+
+def figure(group: str, pushes: int, connections: int, reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """One line of the table. CPU is the lowest of the rounds, since noise only adds; the rest are medians."""
+    middle = {name: statistics.median(report[name] for report in reports) for name in reports[0]}
+    return {
+        "group": group,
+        "pushes": pushes,
+        "connections": connections,
+        "connections_used": int(middle["connections"]),
+        "cpu_microseconds": 1e6 * min(report["cpu_seconds"] for report in reports) / pushes,
+        "pushes_per_second": pushes / middle["wall_seconds"],
+        "write_calls_per_thousand": 1e3 * middle["write_calls"] / pushes,
+        "peak_octets": int(middle["peak_octets"]),
+        "octets_early": int(middle["octets_early"]),
+        "octets_late": int(middle["octets_late"]),
+        "rounds": len(reports),
+    }
+
+
+def table(result: dict[str, Any]) -> Table:
+    rows = Table(
+        f"scale: {result['conditions']['sink']}; notifications from a generator",
+        (
+            "pushes",
+            "connections",
+            "used",
+            "us CPU/push",
+            "pushes/s",
+            "writes per 1,000",
+            "peak MB",
+            "MB after 1 %",
+            "MB at the end",
+        ),
+    )
+    for one in result["figures"]:
+        rows.add(
+            f"{one['pushes']:,}",
+            f"{one['connections']}",
+            f"{one['connections_used']}",
+            f"{one['cpu_microseconds']:.2f}",
+            f"{one['pushes_per_second']:,.0f}",
+            f"{one['write_calls_per_thousand']:.1f}",
+            f"{one['peak_octets'] / 1e6:.1f}",
+            f"{one['octets_early'] / 1e6:.1f}",
+            f"{one['octets_late'] / 1e6:.1f}",
+        )
+    by_size = {one["pushes"]: one for one in result["figures"] if one["group"] == "pushes"}
+    small, large = by_size.get(SAMPLE), by_size.get(max(by_size, default=0))
+    if small and large and small is not large:
+        rows.note(
+            f"{large['pushes']:,} beside {small['pushes']:,}: "
+            f"{large['cpu_microseconds'] / small['cpu_microseconds']:.2f} of the CPU per push, "
+            f"{(large['peak_octets'] - small['peak_octets']) / 1e6:+.1f} MB at the peak"
+        )
+    for title, reason in result["no_figure"].items():
+        rows.note(f"no figure for {title}: {reason}")
+    return rows
