@@ -35,6 +35,8 @@ class Job:
     seed: int
     streams: int
     """Pushes under way at once."""
+    connections: int = 1
+    """To send over, where the contender has a choice."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -70,16 +72,20 @@ class Contender:
     """Of the pushes asked for: a slow one gets fewer, for a run of a few seconds."""
     warm_up: int = 1_000
     connections: int = 1
-    """That it opens one after the other, the warm-up among them."""
+    """That it opens one after the other, the warm-up among them; 0: a new one for each push."""
+    connections_vary: bool = False
+    """It opens as many at most, by need."""
     environment: dict[str, str] = field(default_factory=dict)
     needs: str = ""
-    """The Python package, program or npm package without which it cannot run."""
+    """The module, program or npm package without which it cannot run."""
+    package: str = ""
+    """What pip calls the module, where that is another name."""
 
     def missing(self) -> str | None:
         """What to install before it can run; None when it can."""
         if self.command[0] == sys.executable:
             if self.needs and importlib.util.find_spec(self.needs) is None:
-                return f"pip install {self.needs}"
+                return f"pip install {self.package or self.needs}"
             return None
         if shutil.which(self.command[0]) is None:
             return f"{self.command[0]} is not installed"
@@ -120,6 +126,50 @@ ALL = (
     Contender("node-apn", "@parse/node-apn", javascript("node_apn.js"), share=0.05, needs="@parse/node-apn"),
     Contender("aioapns", "aioapns", python("aioapns_client"), share=0.02, needs="aioapns"),
     Contender("httpx", "httpx", python("httpx_client"), share=0.005, warm_up=100, needs="httpx"),
+    Contender("h2", "h2 on trio, bare", python("h2_client"), share=0.02, needs="h2"),
+    Contender(
+        "apns2",
+        "apns2 (npm), 32 connections",
+        javascript("npm_apns2.js"),
+        share=0.02,
+        needs="apns2",
+        connections=32,
+        connections_vary=True,
+    ),
+    Contender(
+        "kalyke",
+        "kalyke-apns, one connection each",
+        python("kalyke_client"),
+        share=0.001,
+        warm_up=10,
+        needs="kalyke",
+        package="kalyke-apns",
+        connections=0,
+    ),
+    # Over more connections.
+    Contender("h2load-4", "h2load, 4 connections", python("h2load", "4"), warm_up=4, connections=8),
+    Contender(
+        "bulk-2",
+        "fastpush send_many, 2 connections",
+        python("fastpush_client", "bulk", "2"),
+        connections=2,
+        connections_vary=True,
+    ),
+    Contender(
+        "bulk-4",
+        "fastpush send_many, 4 connections",
+        python("fastpush_client", "bulk", "4"),
+        connections=4,
+        connections_vary=True,
+    ),
+    Contender(
+        "awaited-4",
+        "fastpush send, 4,000 tasks, 4 connections",
+        python("fastpush_client", "awaited", "4"),
+        warm_up=4_000,
+        connections=4,
+        connections_vary=True,
+    ),
 )
 
 BY_NAME = {contender.name: contender for contender in ALL}

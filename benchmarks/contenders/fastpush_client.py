@@ -1,4 +1,5 @@
 """fastpush as a contender, by its public interface; the first argument says how it is used.
+A second one is the number of connections.
 
 bulk     `send_many`, a payload and an alert made for every push, responses taken as `batches()`
 each     the same, responses taken one by one
@@ -93,15 +94,16 @@ async def awaited(client: fastpush.Client, device_tokens: list[str], tasks: int)
 async def main() -> None:
     contest = Contest()
     job, how = contest.job, sys.argv[1]
+    connections = int(sys.argv[2]) if len(sys.argv) > 3 else 1
 
     async def send(device_tokens: list[str]) -> int:
         if how == "awaited":
-            return await awaited(client, device_tokens, job.streams)
+            return await awaited(client, device_tokens, connections * job.streams)
         return await {"bulk": bulk, "each": each, "fan-out": fan_out}[how](client, device_tokens)
 
     key = fastpush.SigningKey.from_file(Path(job.key_file), key_id=data.KEY_ID, team_id=data.TEAM_ID)
     async with fastpush.open_client(
-        key, topic=data.TOPIC, host=job.host, port=job.port, ca_file=job.ca_file, max_connections=1
+        key, topic=data.TOPIC, host=job.host, port=job.port, ca_file=job.ca_file, max_connections=connections
     ) as client:
         await client.wait_ready()
         accepted = await send(contest.warm_up_tokens)
