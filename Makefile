@@ -9,6 +9,8 @@ EXTENSIONS := $(shell find fastpush -name '*.pyx' -o -name '*.pxd' -o -name '*.p
 STUBBED := $(subst /,.,$(basename $(shell find fastpush -name '*.pyi')))
 # More arguments for the command that the target runs, such as: make test ARGS='-k hpack -x'
 ARGS ?=
+# Where `make bench` keeps its JSON and its plots.
+OUTPUT ?= build/bench
 # How many random cases a campaign tries.
 CASES ?= 1000000
 CAMPAIGNS := frames hpack
@@ -60,8 +62,16 @@ run: build
 test: build $(VENV)/tools
 	@$(BIN)/python -m pytest $(ARGS)
 
-bench: build $(VENV)/tools
-	@$(BIN)/python -m benchmarks $(ARGS)
+# What only the benchmarks use. Without it they lack their plots, no more.
+$(VENV)/bench: $(VENV)/installed
+	@echo 'installing what the benchmarks draw with'
+	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"], sep="\n")' \
+		>$(VENV)/bench-requirements.txt
+	@$(PIP) install -r $(VENV)/bench-requirements.txt || true
+	@touch $@
+
+bench: build $(VENV)/tools $(VENV)/bench
+	@$(BIN)/python -m benchmarks --output $(OUTPUT) $(ARGS)
 
 # Counts instructions here and in the commit before; benchmarks/guard.py says what it wants.
 guard: build $(VENV)/tools

@@ -7,7 +7,10 @@ import importlib
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+from benchmarks import plots
 from benchmarks.reporting import conditions_line
 from benchmarks.servers import NotInstalled
 
@@ -15,16 +18,21 @@ NAMES = {
     "micro": "nanoseconds of the parts: values, JSON, the HTTP/2 engine; no sockets",
     "instructions": "machine instructions of the parts, counted by callgrind; steady on a busy machine",
     "send": "CPU, rate and memory of a push, beside h2load and the peers, on haproxy",
+    "sign": "the provider token: out of the cache, and signed anew",
+    "latency": "from the intended send time, by load, round trip and body; use of the windows",
     "simulator": "the simulated APNs: requests a second on one processor",
-    "soak": "memory over ten million pushes; takes minutes",
+    "scale": "CPU, memory and system calls from 10,000 to ten million pushes, over 1 to 16 connections",
 }
-USUAL = ("micro", "send", "simulator")
+USUAL = ("micro", "sign", "send", "latency", "scale", "simulator")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
         "--json", action="store_true", help="one JSON object to each benchmark, on a line of its own"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="keep NAME.json of each there, and the plots of them"
     )
     commands = parser.add_subparsers(dest="name", metavar="NAME")
     modules = {name: importlib.import_module(f"benchmarks.{name}") for name in NAMES}
@@ -50,7 +58,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             print(modules[name].table(result))
             print("  " + conditions_line(result["conditions"]) + "\n", flush=True)
+        if arguments.output is not None:
+            # Each as soon as it is there: the next may take minutes, or fail.
+            keep(result, arguments.output)
     return 0 if complete else 1
+
+
+def keep(result: dict[str, Any], directory: Path) -> None:
+    """Write the result down, and draw what can be seen of it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{result['benchmark']}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    try:
+        written = [path, *plots.draw_all([result], directory)]
+    except plots.NotInstalled as reason:
+        written = [path]
+        print(str(reason), file=sys.stderr)
+    for one in written:
+        print(f"wrote {one}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
