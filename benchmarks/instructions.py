@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,9 +75,9 @@ def table(result: dict[str, Any]) -> Table:
         )
     whole = result["instructions"]["encode/alarm-whole"] / result["instructions"]["yardstick/alarm-by-orjson"]
     rows.note(f"the alarm's objects and JSON, to the building of its dict and orjson.dumps: {whole:.2f}")
-    for name, version in result["versions"].items():
-        if kept["versions"].get(name, version) != version:
-            rows.note(f"kept with {name} {kept['versions'][name]}; this is {version}")
+    for name, now in result["versions"].items():
+        if kept["versions"].get(name, now) != now:
+            rows.note(f"kept with {name} {kept['versions'][name]}; this is {now}")
     return rows
 
 
@@ -153,16 +154,13 @@ def per_push(stretches: list[tuple[str, int]], dumps: list[int]) -> dict[str, fl
 
 
 def versions() -> dict[str, str]:
-    import Cython
-    import orjson
-
     compiler = subprocess.run(["cc", "--version"], capture_output=True, text=True, check=False).stdout
     valgrind = subprocess.run(["valgrind", "--version"], capture_output=True, text=True, check=False).stdout
     return {
         "Python": platform.python_version(),
         "machine": platform.machine(),
-        "Cython": Cython.__version__,
+        "Cython": version("Cython"),
         "compiler": compiler.splitlines()[0] if compiler else "unknown",
-        "orjson": orjson.__version__,
+        "orjson": version("orjson"),
         "valgrind": valgrind.strip().removeprefix("valgrind-"),
     }

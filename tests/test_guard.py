@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import guard, instructions
 from benchmarks.guard import Announced, MalformedTrailer, announced, judge
+from benchmarks.servers import NotInstalled
 
 
 def test_a_stretch_is_the_dump_at_its_end_and_start_up_vanishes():
@@ -164,3 +165,9 @@ def test_only_what_can_change_a_count_is_a_change(repository):
     assert not guard.changes(base, tree)
     (tree / "fastpush" / "x.pyx").write_text("a = 2\n")
     assert guard.changes(base, tree)  # what is not committed counts too
+
+
+def test_without_valgrind_it_says_how_to_get_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NotInstalled, match="apt install valgrind"):
+        instructions.count(tmp_path)
