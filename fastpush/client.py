@@ -25,6 +25,7 @@ PORT = 443
 DRAIN_WITHIN = 15.0  # seconds; a request has 10
 MOST_UNREAD = 8_192  # responses of one `send_many` that wait for their reader before the input is read on
 TAKEN_AT_ONCE = 512
+WRITTEN_AFTER = 64  # pushes out of an asynchronous iterable
 READ_FOR = 0.001  # seconds of reading a plain iterable before other tasks have their turn
 
 
@@ -277,8 +278,14 @@ class Responses:
 
     async def _feed_from_async(self, notifications: AsyncIterable[Notification]) -> None:
         pool, collector = self._pool, self._collector
+        taken = 0
         async for notification in notifications:
             pool.enqueue(Push(notification, pool.now(), collector))
+            taken += 1
+            if not taken % WRITTEN_AFTER:
+                # An input that does not wait keeps the pool's own task from its turn: the first of a burst
+                # would leave with its last.
+                pool.pump()
             await self._wait_for_space()
 
     async def _wait_for_space(self) -> None:
