@@ -36,8 +36,7 @@ def extension(module):
 
 setup(
     ext_modules=cythonize(
-        # A module appears here as soon as its source exists.
-        [extension(module) for module in MODULES if os.path.exists(module.replace(".", "/") + ".pyx")],
+        [extension(module) for module in MODULES],
         compiler_directives={"language_level": 3, "linetrace": TRACE, "embedsignature": True},
         show_all_warnings=False,
     )

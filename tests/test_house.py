@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import subprocess
 import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 
 
 def tracked() -> list[str]:
@@ -55,6 +57,15 @@ def test_every_compiled_module_is_built() -> None:
     left_out = [name for name in sources if f'"{name[:-4].replace("/", ".")}"' not in setup]
     assert sources
     assert not left_out, "not in setup.py"
+
+
+def test_every_source_is_in_the_sdist() -> None:
+    """A wheel is built from the sdist, and what is not among the package's data does not come into it."""
+    patterns = ["*.py", *PYPROJECT["tool"]["setuptools"]["package-data"]["*"]]
+    sources = [name for name in tracked() if name.startswith("fastpush/")]
+    left_out = [name for name in sources if not any(fnmatch(name.split("/")[-1], each) for each in patterns)]
+    assert sources
+    assert not left_out, "not in package-data"
 
 
 def test_no_build_product_is_in_git() -> None:
