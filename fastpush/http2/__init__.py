@@ -222,7 +222,7 @@ class Engine(Protocol):
         Args:
           path: the octets after the template's `path_prefix`.
           values: one for each of the template's `variable` names; None leaves the field out.
-          body: not empty; END_STREAM is on its last DATA frame.
+          body: END_STREAM is on its last DATA frame, or on HEADERS where it is empty, as with GET.
           tag: comes back in `StreamEnded.tag`; any object, also None.
 
         Raises:
@@ -256,7 +256,11 @@ class Engine(Protocol):
         """
 
     def connection_lost(self, reason: str) -> list[Event]:
-        """The transport ended. Open streams end as not processed above GOAWAY's last id, else as unknown."""
+        """The transport ended, and all streams with it.
+
+        Surely not processed (`processed` is False) are those above a GOAWAY's last stream id and those whose
+        HEADERS were never taken by `data_to_send`; of the others nothing is known (None).
+        """
 
     def check_time(self, now: float) -> list[Event]:
         """Enforce what has a deadline: SETTINGS unacknowledged is SETTINGS_TIMEOUT (RFC 9113 §6.5.3)."""

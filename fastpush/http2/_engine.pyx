@@ -16,8 +16,9 @@ How it stays whole:
 - `out` holds whole frames only. Whatever raises while a frame is written puts `out.length` back.
 - A window is never left usable while DATA waits for it: each frame that opens one calls `send_queue` or
   `send_body`. So output depends on the frames that came, and not on how they were cut.
-- Allocating an event may run the garbage collector and so any finalizer, which may call back. No pointer
-  into `streams` is held across that; an index is, and `finish` looks whether the stream is still there.
+- Dropping a tag may run any finalizer, and so may allocating an event that the garbage collector sees (all
+  but `StreamEnded`); a finalizer may call back. No pointer into `streams` is held across that, nor an index
+  used again: the number is, and looked up anew.
 - After an exception (in practice MemoryError) the connection counts as torn, and the next call ends it.
   The events told so far wait in `events`, so that none is lost or told twice.
 """

@@ -271,7 +271,7 @@ class ReferenceEngine:
         if limit is not None and octets > limit:
             raise HeaderListTooLarge(f"the header list has {octets} octets, the peer takes {limit}")
         stream_id = self._next_stream_id
-        self._h2.send_headers(stream_id, fields)
+        self._h2.send_headers(stream_id, fields, end_stream=not body)
         self._next_stream_id += 2
         self._requests_sent += 1
         self._streams[stream_id] = _Stream(tag, memoryview(body))

@@ -298,7 +298,10 @@ class Story:
         first.fields = self.decoder.decode(block, raw=True)
         first.block = block
         assert [tuple(pair) for pair in first.fields] == self.requests[stream_id].fields
-        self.open_streams.add(stream_id)
+        ended = "END_STREAM" in first.flags
+        assert ended == (self.requests[stream_id].body == b""), "END_STREAM is on the request's last frame"
+        if not (ended and self.requests[stream_id].ended):
+            self.open_streams.add(stream_id)
         assert len(self.open_streams) <= self.stream_limit, "a stream past the peer's limit"
         self.stream_windows[stream_id] = self.initial_window
 

@@ -4,7 +4,7 @@ from fastpush.http2 import ErrorCode
 
 from . import frames
 from .frames import data, rst_stream, settings, window_update
-from .story import BODY, IN_FLIGHT, codes_of_resets, kinds, script
+from .story import BEFORE, BODY, IN_FLIGHT, codes_of_resets, kinds, script
 
 
 @script(streams=IN_FLIGHT, interim=((100,), (103,) * 8, (100, 102, 103)))
@@ -237,3 +237,21 @@ def test_row_51_an_apns_id_that_differs_or_is_missing(story, streams):
         story.server(story.frames.headers(stream_id, 200, fields, end_stream=True))
         assert story.outcome(stream_id).status == 200
         assert story.outcome(stream_id).field(b"apns-id") == (fields[0][1] if fields else None)
+
+
+@script(octets=(36, 20_000))
+def test_a_request_without_a_body_ends_with_its_header_block(story, octets):
+    """§8.1: END_STREAM is on HEADERS, also where CONTINUATION follows; no DATA, so no window is asked for."""
+    story.start(initial_window_size=0)
+    story.make_template(before=((b":method", b"GET"), *BEFORE[1:]))
+    [stream_id] = story.open(body=b"", values=(b"x" * octets, None, None), take=False)
+    assert not story.engine.window_blocked
+    assert story.engine.send_window == 65_535
+    first, *rest = story.sent()
+    assert kinds([first, *rest]) == ["Headers", "Continuation"][: 1 + (octets > 16_384)]
+    assert "END_STREAM" in first.flags
+    assert "END_HEADERS" in [first, *rest][-1].flags
+    story.server(story.frames.accept(stream_id))
+    assert story.outcome(stream_id).status == 200
+    assert story.engine.room() == 1_000
+    assert story.sent() == []

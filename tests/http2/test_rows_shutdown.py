@@ -179,6 +179,17 @@ def test_row_07_goaway_then_the_connection_is_cut(story, streams):
 
 
 @script(streams=IN_FLIGHT)
+def test_row_07_the_connection_is_cut_before_all_was_written(story, streams):
+    """What was never taken from the engine cannot have been processed (§8.7)."""
+    story.start()
+    written = story.open(streams)
+    left = story.open(2, take=False)
+    story.take_events(story.tell("connection_lost", "connection reset by peer"))
+    assert {story.outcome(stream_id).processed for stream_id in written} == {None}
+    assert {story.outcome(stream_id).processed for stream_id in left} == {False}
+
+
+@script(streams=IN_FLIGHT)
 def test_row_08_goaway_on_a_stream(story, streams):
     story.start()
     stream_ids = story.open(streams)
