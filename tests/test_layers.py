@@ -117,7 +117,7 @@ EXTERN = re.compile(r"""(?:^\s*cdef\s+extern\s+from|#\s*include)\s+["<']+([^">']
 
 
 def cython_imports(source: str, package: str) -> Iterator[str]:
-    """The same of a Cython source, line by line; C headers and the parts that it includes count as imports."""
+    """The same of a Cython source, line by line; its C headers and included parts count as imports."""
     yield from EXTERN.findall(source)
     source = re.sub(r'("""|\'\'\').*?\1', "", source, flags=re.DOTALL)
     source = re.sub(r"#[^\n]*", "", source)

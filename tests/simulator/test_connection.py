@@ -180,7 +180,11 @@ class TestWhatIsRight:
             if not any("END_STREAM" in frame.flags for frame in frames):
                 break
         assert sent == 65_535
-        exchange(offline, offline.request()[1])
+        (headers,) = exchange(offline, offline.request()[1])
+        assert isinstance(headers, HeadersFrame)
+        (frame,) = exchange(offline, WindowUpdateFrame(0, 5).serialize())
+        assert len(frame.data) == 5
+        assert exchange(offline, PingFrame(0, bytes(8), flags=["ACK"]).serialize()) == []
         frames = exchange(offline, WindowUpdateFrame(0, 10_000).serialize())
         assert [frame.flags >= {"END_STREAM"} for frame in frames] == [True, True]
 
@@ -286,6 +290,86 @@ class TestWrongStreams:
         assert [(f.stream_id, f.error_code) for f in frames] == [(5, REFUSED_STREAM), (7, REFUSED_STREAM)]
         exchange(offline, RstStreamFrame(1).serialize())
         assert exchange(offline, offline.request()[1]) == []
+
+    def test_an_answer_counts_until_it_is_taken(self):
+        """The client cannot know of it before, so that what it opens then is over the limit (§5.1.2)."""
+        offline = Offline(limit=2)
+        frames = exchange(offline, b"".join(offline.request()[1] for _ in range(3)))
+        assert [type(frame) for frame in frames] == [HeadersFrame, HeadersFrame, RstStreamFrame]
+        assert frames[-1].error_code == REFUSED_STREAM
+        assert [type(frame) for frame in exchange(offline, offline.request()[1])] == [HeadersFrame]
+
+    def test_goaway_spares_its_own_last_stream_id(self, offline):
+        """Row 1 from the other side: up to it all goes on, above it nothing is processed (§6.8)."""
+        opened = [offline.request(flags=("END_HEADERS",)) for _ in range(4)]
+        heads, bodies = zip(*((octets[: -9 - 10], octets[-9 - 10 :]) for _, octets in opened), strict=True)
+        exchange(offline, *heads[:3])
+        offline.connection.send_goaway(3, 0, b"")
+        assert offline.connection.streams_open == 2
+        frames = exchange(offline, *bodies[:3], heads[3], bodies[3])
+        assert [frame.stream_id for frame in frames] == [0, 1, 3]
+        assert [entry[2] for entry in offline.ledger.log.read(0)] == [5, 1, 3, 7]
+
+        ahead = Offline()
+        ahead.connection.send_goaway(3, 0, b"")
+        frames = exchange(ahead, *(ahead.request()[1] for _ in range(3)))
+        assert [frame.stream_id for frame in frames] == [0, 1, 3]
+
+    def test_an_error_after_goaway_does_not_raise_its_last_stream_id(self, offline):
+        exchange(offline, offline.request()[1], offline.request()[1])
+        offline.connection.send_goaway(1, 0, b"")
+        *_, last = exchange(offline, raw(6, 0, 0, b"short"))
+        assert (last.last_stream_id, last.error_code) == (1, FRAME_SIZE_ERROR)
+
+    def test_the_connections_window_to_its_last_octet(self, offline):
+        offline.connection.returns_window = False
+        for stream_id in (1, 3, 5, 7):
+            octets = 16_384 - (stream_id == 7)
+            assert exchange(
+                offline,
+                HeadersFrame(stream_id, block(offline), flags=["END_HEADERS"]).serialize(),
+                raw(0, 0, stream_id, bytes(octets)),
+            ) == []  # fmt: skip
+        assert goaway_of(offline, raw(0, 0, 1, b"x")) == FLOW_CONTROL_ERROR
+
+    def test_a_streams_window_to_its_last_octet(self, offline):
+        exchange(offline, HeadersFrame(1, block(offline), flags=["END_HEADERS"]).serialize())
+        padding = raw(0, 0x8, 1, b"\xff" + bytes(255))
+        frames = exchange(offline, *[padding] * 255, raw(0, 0x8, 1, b"\xfe" + bytes(254)))
+        assert {type(frame) for frame in frames} == {WindowUpdateFrame}
+        frame, _ = exchange(offline, raw(0, 0x8, 1, b"\0"))
+        assert frame.error_code == FLOW_CONTROL_ERROR
+
+    def test_the_window_is_given_back_by_halves(self, offline):
+        heads = (HeadersFrame(n, block(offline), flags=["END_HEADERS"]).serialize() for n in (1, 3))
+        assert exchange(offline, *heads, raw(0, 0, 1, bytes(16_384)), raw(0, 0, 3, bytes(16_383))) == []
+        (frame,) = exchange(offline, raw(0, 0, 3, b"x"))
+        assert frame.window_increment == 32_768
+        assert exchange(offline, raw(0, 0x1, 1)), "a body of just 16,384 octets waited for its end"
+
+    def test_windows_raised_to_their_end(self, offline):
+        offline.host.fate = SWALLOWED
+        most = (2**31 - 1 - 65_535).to_bytes(4, "big")
+        assert exchange(offline, offline.request()[1], raw(8, 0, 0, most), raw(8, 0, 1, most)) == []
+        (frame,) = exchange(offline, raw(8, 0, 1, b"\0\0\0\x01"))
+        assert frame.error_code == FLOW_CONTROL_ERROR
+        assert goaway_of(offline, raw(8, 0, 0, b"\0\0\0\x01")) == FLOW_CONTROL_ERROR
+
+    @pytest.mark.parametrize(("count", "good"), [(32, True), (33, False)])
+    def test_header_blocks_in_pieces(self, offline, count, good):
+        octets = HeadersFrame(1, b"").serialize() + b"".join(
+            ContinuationFrame(
+                1, block(offline) if last else b"", flags=["END_HEADERS"] if last else []
+            ).serialize()
+            for last in [False] * (count - 1) + [True]
+        )
+        frames = exchange(offline, octets)
+        assert [frame.error_code for frame in frames] == ([] if good else [ENHANCE_YOUR_CALM])
+
+    @pytest.mark.parametrize(("count", "good"), [(10_000, True), (10_001, False)])
+    def test_answers_to_pings_are_counted(self, offline, count, good):
+        frames = exchange(offline, PingFrame(0, bytes(8)).serialize() * count)
+        assert isinstance(frames[-1], PingFrame if good else GoAwayFrame)
 
     def test_a_refused_header_block_still_changes_the_table(self):
         offline = Offline(limit=1)
@@ -437,6 +521,26 @@ def test_the_fast_lane_is_taken():
 # Fuzz.
 
 ROUNDS = int(os.environ.get("FASTPUSH_FUZZ_ROUNDS", "3000"))
+
+
+def test_what_was_good_is_asked_for_again_in_time():
+    """At the end of its time and not before, and at once when anything has changed."""
+    offline = Offline()
+    offline.host.good = (WALL + 10.0, 4_096)
+
+    def handled():
+        exchange(offline, offline.request()[1])
+        return len(offline.host.handled)
+
+    assert [handled(), handled()] == [1, 1]
+    offline.shared.wall = WALL + 10.0
+    assert handled() == 1
+    offline.shared.wall = WALL + 10.25
+    assert handled() == 2
+    offline.shared.wall = WALL
+    assert handled() == 2
+    offline.shared.generation += 1
+    assert [handled(), handled()] == [3, 3]
 
 
 def mutated(source, octets):
