@@ -18,7 +18,7 @@ from fastpush._notification cimport Notification, Response, make_accepted
 from fastpush.http2._engine cimport CompiledEngine, Octets, StreamEnded, Template
 
 import os
-from collections import deque
+import random
 from time import monotonic
 
 import trio
@@ -35,11 +35,13 @@ PATH_PREFIX = b"/3/device/"
 cdef enum:
     APNS_ID_OCTETS = 36
     MAX_DIGITS = 20             # of an int64
-    DRAWN_AT_ONCE = 256         # apns-ids: one `os.urandom` call costs as much as the rest of a push
+    DRAWN_AT_ONCE = 256         # apns-ids; drawn one by one they would cost as much as the rest of a push
 
 
 # An apns-id is a UUID of version 4 (RFC 9562 §5.4) in its canonical form.
 
+# An apns-id must be unique and need not be secret: the kernel's random octets cost 57 ns a push, these 8.
+cdef object _source = random.Random()       # seeded by the kernel
 cdef bytes _random = b""
 cdef Py_ssize_t _random_used = 0
 cdef const char *HEX = b"0123456789abcdef"
@@ -48,7 +50,7 @@ cdef const char *HEX = b"0123456789abcdef"
 cdef bytes draw_apns_id():
     global _random, _random_used
     if _random_used >= PyBytes_GET_SIZE(_random):
-        _random = os.urandom(16 * DRAWN_AT_ONCE)
+        _random = _source.randbytes(16 * DRAWN_AT_ONCE)
         _random_used = 0
     cdef const uint8_t *octets = <const uint8_t *>PyBytes_AS_STRING(_random) + _random_used
     _random_used += 16
@@ -74,6 +76,7 @@ cdef bytes draw_apns_id():
 def forget_randomness():
     """Drop apns-ids drawn ahead; a forked child must not use its parent's."""
     global _random, _random_used
+    _source.seed()
     _random = b""
     _random_used = 0
 
@@ -283,6 +286,7 @@ cdef class Exchange:
     cdef readonly object engine
     cdef CompiledEngine compiled            # the same engine, or None for another kind
     cdef readonly Py_ssize_t in_flight
+    cdef readonly Py_ssize_t awaited        # of these, with a task that waits for it alone
     cdef readonly Py_ssize_t begun          # pushes whose first attempt was here
     cdef readonly Py_ssize_t accepted       # answered with 200
     cdef readonly Py_ssize_t odd_apns_ids   # answers with another apns-id, or none
@@ -400,6 +404,8 @@ cdef class Exchange:
             self.newest.newer = push
         self.newest = push
         self.in_flight += 1
+        if push.collector is None:
+            self.awaited += 1
         return 0
 
     cdef object find_template(self, Notification notification):
@@ -478,6 +484,8 @@ cdef class Exchange:
         push.newer = None
         push.exchange = None
         self.in_flight -= 1
+        if push.collector is None:
+            self.awaited -= 1
         return 0
 
     cdef int give_up(self, Push push) except -1:
