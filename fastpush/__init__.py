@@ -11,17 +11,35 @@ from fastpush.errors import (
     NotSent,
     OutcomeUnknown,
 )
+from fastpush.events import (
+    ClientEvent,
+    ClientStatistics,
+    Connected,
+    ConnectionStatistics,
+    CredentialWasRefused,
+    DeviceTokenDead,
+    Draining,
+    Lost,
+)
 from fastpush.notification import Alert, LiveActivity, Notification, Payload, Response, Sound
 
 __all__ = [
     "Alert",
     "Client",
+    "ClientEvent",
+    "ClientStatistics",
+    "Connected",
+    "ConnectionStatistics",
     "CredentialRefused",
+    "CredentialWasRefused",
+    "DeviceTokenDead",
+    "Draining",
     "Expired",
     "FastpushError",
     "InvalidCredential",
     "InvalidNotification",
     "LiveActivity",
+    "Lost",
     "NotSent",
     "Notification",
     "OutcomeUnknown",

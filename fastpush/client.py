@@ -12,8 +12,9 @@ import trio
 
 from fastpush._connection import Collector, Push, pull
 from fastpush.credentials import Credential, normal_environment
+from fastpush.events import ClientEvent, ClientStatistics
 from fastpush.notification import Notification, Response
-from fastpush.pool import Pool, PoolEvent, PoolStatistics
+from fastpush.pool import Pool
 from fastpush.transport import Proxy
 
 __all__ = ["Client", "Responses", "open_client"]
@@ -40,7 +41,7 @@ async def open_client(
     ca_file: str | os.PathLike[str] | None = None,
     proxy: str | None = None,
     max_connections: int = 4,
-    listener: Callable[[PoolEvent], object] | None = None,
+    listener: Callable[[ClientEvent], object] | None = None,
 ) -> AsyncGenerator[Client, None]:
     """Open a client for one credential and one environment.
 
@@ -57,7 +58,7 @@ async def open_client(
       proxy: "http://[user:password@]host:port" for CONNECT, or "socks5://…"; names are resolved there.
       max_connections: at most so many at once, 1 to 64, and one more for device tokens lately rejected.
         The next is opened when time is lost to stream limit or window; see `Client.statistics`.
-      listener: called with each `PoolEvent`; it must return at once. What it raises is logged.
+      listener: called with each `ClientEvent`; it must return at once. What it raises is logged.
 
     Raises:
       InvalidCredential: not for this environment or topic, or `ca_file` is unusable.
@@ -149,7 +150,7 @@ class Client:
         self._pool.check_process()
         await self._pool.wait_ready()
 
-    def statistics(self) -> PoolStatistics:
+    def statistics(self) -> ClientStatistics:
         """What happens inside, as frozen values."""
         return self._pool.statistics()
 

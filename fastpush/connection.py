@@ -14,13 +14,13 @@ import math
 import ssl
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 import orjson
 import trio
 
 from fastpush._connection import Exchange, Push
+from fastpush.events import ConnectionStatistics
 from fastpush.http2 import (
     ConnectionEnded,
     ErrorCode,
@@ -32,7 +32,7 @@ from fastpush.http2 import (
 )
 from fastpush.transport import BrokenTransport, Proxy, Transport, TransportError, open_transport
 
-__all__ = ["Connection", "ConnectionStatistics", "Owner"]
+__all__ = ["Connection", "Owner"]
 
 logger = logging.getLogger("fastpush.connection")
 
@@ -49,36 +49,6 @@ MAX_PAUSE = 5.0
 
 STRIKES = 3  # requests in a row that met their deadline: the connection is retired
 SERVER_ERRORS = 3  # answers 500 in a row, likewise: APNs has been seen to stay in that state
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectionStatistics:
-    """What one connection looks like now.
-
-    Attributes:
-      state: "connecting", "open", "draining" or "closed".
-      lane: "main", or "rejected" for the one of device tokens lately rejected.
-      in_flight: requests without an answer.
-      stream_limit: how many the server allows at once.
-      send_window: octets of DATA that the connection's flow-control window lets out now.
-      requests: requests begun.
-      accepted: of these, answered with 200.
-      write_calls: system calls made to write them.
-      late_responses: answers to requests that had been given up.
-      age: seconds since it was begun.
-    """
-
-    state: str
-    lane: str
-    peer: str
-    in_flight: int
-    stream_limit: int
-    send_window: int
-    requests: int
-    accepted: int
-    write_calls: int
-    late_responses: int
-    age: float
 
 
 class Owner(Protocol):

@@ -10,8 +10,6 @@ brings back what waits for its next attempt.
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import logging
 import math
 import os
@@ -21,99 +19,55 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import trio
 
 from fastpush import retry
 from fastpush._connection import Collector, Push
-from fastpush.connection import Connection, ConnectionStatistics
+from fastpush.apart import Apart
+from fastpush.connection import Connection
 from fastpush.credentials import Credential, ProviderCertificate, SigningKey
 from fastpush.errors import (
     CredentialRefused,
     Expired,
     FastpushError,
-    InvalidCredential,
     InvalidNotification,
     NotSent,
     OutcomeUnknown,
 )
+from fastpush.events import (
+    ClientEvent,
+    ClientStatistics,
+    Connected,
+    CredentialWasRefused,
+    DeviceTokenDead,
+    Draining,
+    Lost,
+)
 from fastpush.http2 import GoawayReceived, LocalProtocolError, StreamEnded
 from fastpush.notification import (
-    Notification,
-    Payload,
     Response,
     parse_error_body,
     topic_for,
     unregistered_at,
 )
-from fastpush.retry import Action
+from fastpush.proof import Prover, check_same_owner, first
+from fastpush.retry import Action, ConnectPace
 from fastpush.transport import Proxy
 
-__all__ = [
-    "Connected",
-    "CredentialWasRefused",
-    "DeviceTokenDead",
-    "Draining",
-    "Lost",
-    "Pool",
-    "PoolEvent",
-    "PoolStatistics",
-]
+__all__ = ["Pool"]
 
 logger = logging.getLogger("fastpush.pool")
 
 WARM_CONNECTIONS = 2  # kept open, so that one can drain while the other works
 PROBE_EVERY = 60.0  # seconds between two tries of a credential that APNs refuses
-CONNECT_EVERY = 1.0  # seconds between two connects to one host, beyond a burst of `max_connections`
-MAX_BACKOFF = 60.0
-PROVED_WITHIN = 15.0  # seconds from the server's SETTINGS to its answer about a new credential
 LIVED = 10.0  # seconds after which the end of a connection without any answer is no failure to connect
 STALL_BEFORE_GROWTH = 0.05  # seconds lost to stream limit or window before another connection is opened
-_TICK = 1e-6  # seconds; what is due sooner is due now, or rounding would make it spin
-REJECTED_LATELY = 600.0  # seconds for which a rejected device token keeps to its own lane
-MAX_REJECTED = 65_536  # device tokens remembered
 GATHER_FOR = 0.02  # seconds at most in which answers are gathered before the queue is looked at again
 EXPIRE_EVERY = 1.0  # seconds between two looks at the expirations of what is queued and cannot go
 MOST_APART = 8_192  # pushes kept aside (device tokens to wait, or lately rejected) before inputs wait
-RESERVE = 512  # pushes queued beyond the room there is, so that answers are followed by requests at once
-
-# Of the right form, and nobody's: the answer to it shows what APNs thinks of the credential.
-_NOBODY = "0" * 64
-
-
-class Connected(NamedTuple):
-    """A connection is ready for pushes."""
-
-    host: str
-    lane: str
-
-
-class Draining(NamedTuple):
-    """GOAWAY: a connection takes no further push. `reason` is APNs' own, None if it gave none."""
-
-    host: str
-    reason: str | None
-
-
-class Lost(NamedTuple):
-    """A connection ended, or did not come about."""
-
-    host: str
-    reason: str
-
-
-class CredentialWasRefused(NamedTuple):
-    """APNs refuses the key or certificate; until it changes every push ends with `CredentialRefused`."""
-
-    identity: str
-    reason: str
-
-
-class DeviceTokenDead(NamedTuple):
-    """APNs said 410, or 400 BadDeviceToken or DeviceTokenNotForTopic."""
-
-    response: Response
+RESERVE = 64  # pushes queued beyond the room there is, so that answers are followed by requests at once
 
 
 _Kind: TypeAlias = type[NotSent] | type[OutcomeUnknown] | type[CredentialRefused] | type[Expired]
@@ -123,40 +77,6 @@ _OUTCOMES: dict[_Kind, str] = {
     Expired: "expired",
     OutcomeUnknown: "unknown",
 }
-
-PoolEvent: TypeAlias = Connected | Draining | Lost | CredentialWasRefused | DeviceTokenDead
-
-
-@dataclass(frozen=True, slots=True)
-class PoolStatistics:
-    """A frozen picture of the pool.
-
-    Attributes:
-      queued: pushes waiting for a stream.
-      waiting: pushes waiting for the time of their next attempt.
-      in_flight: requests without an answer.
-      accepted, rejected, unknown, not_sent, expired: how pushes have ended so far.
-      resent: requests beyond the first of their push.
-      stalled_on_streams, stalled_on_window: seconds in which pushes waited although connected, because all
-        streams were taken, or because a flow-control window was used up.
-      retry_budget: re-sends allowed now.
-      stopped: why nothing goes out, None if it does.
-    """
-
-    queued: int
-    waiting: int
-    in_flight: int
-    accepted: int
-    rejected: int
-    unknown: int
-    not_sent: int
-    expired: int
-    resent: int
-    stalled_on_streams: float
-    stalled_on_window: float
-    retry_budget: float
-    stopped: str | None
-    connections: tuple[ConnectionStatistics, ...]
 
 
 @dataclass(slots=True)
@@ -170,36 +90,6 @@ class _Lane:
 
     def living(self) -> int:
         return sum(connection.state in ("connecting", "open") for connection in self.connections)
-
-
-class _Pace:
-    """When the next connect may be made: a burst, then one a second; after failures back-off with jitter."""
-
-    def __init__(self, burst: int, now: float) -> None:
-        self._burst = burst
-        self._left = float(burst)
-        self._at = now
-        self._not_before = -math.inf
-        self.failures = 0
-
-    def delay(self, now: float) -> float:
-        most = 1.0 if self.failures else self._burst
-        self._left = min(most, self._left + (now - self._at) / CONNECT_EVERY)
-        self._at = now
-        wait = max(self._not_before - now, (1.0 - self._left) * CONNECT_EVERY)
-        return wait if wait > _TICK else 0.0
-
-    def connected(self, now: float) -> None:
-        self.delay(now)
-        self._left -= 1.0
-
-    def failed(self, now: float) -> None:
-        self.failures += 1
-        most = min(MAX_BACKOFF, 0.5 * 2 ** min(self.failures, 10))
-        self._not_before = now + random.uniform(0, most)
-
-    def succeeded(self) -> None:
-        self.failures = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +118,7 @@ class Pool:
         ca_file: str | None,
         proxy: Proxy | None,
         max_connections: int,
-        listener: Callable[[PoolEvent], object] | None,
+        listener: Callable[[ClientEvent], object] | None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         now = trio.current_time()
@@ -247,7 +137,7 @@ class Pool:
         self._main = _Lane("main", max_connections, wanted=min(WARM_CONNECTIONS, max_connections))
         self._rejected = _Lane("rejected", 1)
         self._lanes = (self._main, self._rejected)
-        self._pace = _Pace(max_connections + 1, now)
+        self._pace = ConnectPace(max_connections + 1, now)
         self._budget = retry.Budget(now)
         self._nursery: trio.Nursery | None = None
         self._work = trio.Event()
@@ -259,13 +149,8 @@ class Pool:
         self._probe_at = math.inf
         self._draining = False
         self._closed = False
-        # Device tokens that must not go out on the main lane now: rejected lately, or asked to wait.
-        self._apart: dict[str, None] = {}
-        self._rejected_at: dict[str, float] = {}
-        self._waiting_until: dict[str, float] = {}
-        self._later: list[tuple[float, int, Push]] = []
+        self._apart = Apart()
         self._later_changed = trio.Event()
-        self._order = itertools.count()
         self._pump_at = math.inf  # when the queue is looked at although nothing has happened
         self._expired_at = now
         self._stalled_since: float | None = None
@@ -302,7 +187,7 @@ class Pool:
         """How many pushes the queue takes from inputs that can wait."""
         if self._stop is not None or self._closed:
             return RESERVE
-        if len(self._rejected.queue) + len(self._later) >= MOST_APART:
+        if len(self._rejected.queue) + len(self._apart) >= MOST_APART:
             return 0
         now = trio.current_time()
         room = sum(connection.room(now) for connection in self._main.connections)
@@ -341,7 +226,7 @@ class Pool:
     def withdraw(self, collector: Collector) -> None:
         """Its `send_many` was left: drop what is not written; what is in flight ends unseen."""
         queued = (push for lane in self._lanes for push in [*lane.queue, *lane.again])
-        for push in [*queued, *(push for _, _, push in self._later)]:
+        for push in [*queued, *self._apart]:
             if push.belongs_to(collector):
                 push.abandon()
         self._work.set()
@@ -385,7 +270,7 @@ class Pool:
         queue = lane.queue
         set_aside: list[Push] = []
         failed: list[tuple[Push, Exception | None]] = []
-        apart = self._apart if lane is self._main else {}
+        apart = self._apart.device_tokens if lane is self._main else {}
         ready = [connection for connection in lane.connections if connection.room(now) > 0]
         used = []
         while queue and ready:
@@ -433,12 +318,11 @@ class Pool:
 
     def _set_aside(self, push: Push, now: float) -> None:
         token = push.notification.device_token
-        until = self._waiting_until.get(token)
+        until = self._apart.waits_until(token)
         if until is not None:
             self._put_off(push, until)
             return
-        if self._rejected_at[token] + REJECTED_LATELY < now:
-            self._forget_rejected(token)
+        if not self._apart.was_rejected(token, now):
             self._main.again.append(push)
             self._work.set()
             return
@@ -486,7 +370,7 @@ class Pool:
         if rule.retires:
             connection.retire()
         if rule.suspect:
-            self._remember_rejected(push.notification.device_token, now)
+            self._apart.reject(push.notification.device_token, now)
         retry_after = _seconds(ended.field(b"retry-after"))
         clock = ""
         if reason == "ExpiredProviderToken" and not connection.outdated:
@@ -584,9 +468,7 @@ class Pool:
             lane.again.append(push)
         else:
             if device:
-                token = push.notification.device_token
-                self._waiting_until[token] = now + decision.delay
-                self._apart[token] = None
+                self._apart.ask_to_wait(push.notification.device_token, now + decision.delay)
             self._put_off(push, now + decision.delay)
 
     def _blame_clock(self, connection: Connection, ended: StreamEnded) -> str:
@@ -683,11 +565,9 @@ class Pool:
                 self._end_without_verdict(push, error, reason)
             lane.again.clear()
             lane.queue.clear()
-        for _, _, push in self._later:
+        for push in self._apart:
             self._end_without_verdict(push, error, reason)
-        self._later.clear()
-        self._waiting_until.clear()
-        self._apart = dict.fromkeys(self._rejected_at)
+        self._apart.clear()
 
     def _end_failed(self, push: Push, error: Exception | None) -> None:
         if error is None:
@@ -722,42 +602,17 @@ class Pool:
             elapsed=trio.current_time() - push.began_at,
         )
 
-    # Device tokens apart.
-
-    def _remember_rejected(self, token: str, now: float) -> None:
-        rejected = self._rejected_at
-        rejected.pop(token, None)
-        rejected[token] = now
-        self._apart[token] = None
-        oldest = next(iter(rejected))
-        if len(rejected) > MAX_REJECTED or rejected[oldest] + REJECTED_LATELY < now:
-            self._forget_rejected(oldest)
-
-    def _forget_rejected(self, token: str) -> None:
-        del self._rejected_at[token]
-        if token not in self._waiting_until:
-            del self._apart[token]
-
     def _put_off(self, push: Push, due: float) -> None:
-        heapq.heappush(self._later, (due, next(self._order), push))
-        if self._later[0][2] is push:
+        if self._apart.put_off(push, due):
             self._later_changed.set()
 
     async def _bring_back(self) -> None:
         """Return what waited for its next attempt to the queue, when its time has come."""
         while True:
-            with trio.move_on_at(self._later[0][0] if self._later else math.inf):
+            with trio.move_on_at(self._apart.due()):
                 await self._later_changed.wait()
             self._later_changed = trio.Event()
-            now = trio.current_time()
-            while self._later and self._later[0][0] <= now:
-                push = heapq.heappop(self._later)[2]
-                token = push.notification.device_token
-                if self._waiting_until.get(token, math.inf) <= now:
-                    del self._waiting_until[token]
-                    if token not in self._rejected_at:
-                        del self._apart[token]
-                self._main.again.append(push)
+            self._main.again.extend(self._apart.take_due(trio.current_time()))
             if self._main.again:
                 self.pump()
 
@@ -861,7 +716,7 @@ class Pool:
         peaceful = reason in _PEACEFUL and not connection.told_to_go
         lived = connection.ready.is_set() and now - connection.began_at > LIVED
         if not (connection.answered or peaceful or lived):
-            self._pace.failed(now)
+            self._pace.failed(now, random.random())
             logger.warning("no good connection to %s port %d: %s", self._host, self._port, reason)
         if reason not in _PEACEFUL:
             self._announce(Lost(self._host, reason))
@@ -879,7 +734,7 @@ class Pool:
         self.credential.check_topic(full)
         return full
 
-    def _announce(self, event: PoolEvent) -> None:
+    def _announce(self, event: ClientEvent) -> None:
         if self._listener is None:
             return
         try:
@@ -921,7 +776,7 @@ class Pool:
                 new = self._new_connection(lane)
                 self._start(lane, new)
                 try:
-                    await _first(new.ready, new.ended)
+                    await first(new.ready, new.ended)
                 except BaseException:
                     new.retire()  # or there would be one more than wanted
                     raise
@@ -942,13 +797,13 @@ class Pool:
             OutcomeUnknown), nothing has changed.
         """
         self._check_open()
-        _check_same_owner(self.credential, new)
+        check_same_owner(self.credential, new)
         new.check_environment(self.environment)
         if self.topic is not None:
             new.check_topic(self.topic)
         context = await trio.to_thread.run_sync(lambda: new.ssl_context(ca_file=self._ca_file))
         self._check_open()
-        prover = _Prover(new, self.topic)
+        prover = Prover(new, self.topic)
         connection = Connection(
             prover, self._host, self._port, context, self._full_topic, proxy=self._proxy, lane=self._main.name
         )
@@ -994,7 +849,7 @@ class Pool:
             self._idle.set()
 
     def _is_busy(self) -> bool:
-        if any(not push.ended for _, _, push in self._later):
+        if any(not push.ended for push in self._apart):
             return True
         for lane in self._lanes:
             while lane.queue and lane.queue[0].ended:
@@ -1003,12 +858,12 @@ class Pool:
                 return True
         return False
 
-    def statistics(self) -> PoolStatistics:
+    def statistics(self) -> ClientStatistics:
         """A frozen picture of it."""
         connections = [connection for lane in self._lanes for connection in lane.connections]
-        return PoolStatistics(
+        return ClientStatistics(
             queued=sum(not push.ended for lane in self._lanes for push in [*lane.queue, *lane.again]),
-            waiting=len(self._later),
+            waiting=len(self._apart),
             in_flight=sum(connection.exchange.in_flight for connection in connections),
             accepted=self._accepted_before + sum(connection.exchange.accepted for connection in connections),
             stalled_on_streams=self._stalled["streams"],
@@ -1024,99 +879,6 @@ class Pool:
 _SUPERSEDED = retry.Rule(Action.RENEW)
 
 _PEACEFUL = frozenset({"drained", "retired", "the client was closed"})
-
-
-class _Prover:
-    """Owns a connection while its credential is tried out with one harmless request."""
-
-    def __init__(self, credential: Credential, topic: str | None) -> None:
-        self._credential = credential
-        self._topic = topic
-        self._done = trio.Event()
-        self._refused: str | None = None
-        self._answered = False
-        self._lost = ""
-        self._queue: deque[Push] = deque()
-
-    async def prove(self, connection: Connection, wall_now: float) -> None:
-        """Wait for APNs' word on it. Raises CredentialRefused, or NotSent where no word comes."""
-        await _first(connection.ready, connection.ended)
-        if connection.ready.is_set():
-            connection.authorize(self._credential.authorization(wall_now))
-            if self._topic is None:
-                connection.ping()
-            else:
-                nobody = Notification(_NOBODY, Payload(content_available=True), push_type="background")
-                self._queue.append(Push(nobody, trio.current_time()))
-                self.progressed(connection)
-            with trio.move_on_after(PROVED_WITHIN) as scope:
-                await _first(self._done, connection.ended)
-            if scope.cancelled_caught:
-                self._lost = f"no answer within {PROVED_WITHIN:g} s"
-        refused = self._refused or connection.credential_reason
-        if refused is not None:
-            raise CredentialRefused(f"APNs refuses {self._credential.identity}: {refused}")
-        if not self._answered:
-            raise NotSent(f"{self._credential.identity} is not proved: {self._lost or connection.end_reason}")
-
-    def stream_ended(self, connection: Connection, ended: StreamEnded, now: float) -> None:
-        if ended.status is None:
-            self._lost = ended.reason
-        else:
-            reason, _ = parse_error_body(ended.body)
-            rule = retry.rule_for(ended.status, reason)
-            self._answered = True
-            if rule.refuses or rule.action is Action.RENEW or reason in ("TopicDisallowed", "BadTopic"):
-                self._refused = reason
-        self._done.set()
-
-    def overdue(self, connection: Connection, push: Push, now: float) -> None:
-        self._lost = "no answer within 10 s"
-        self._done.set()
-
-    def progressed(self, connection: Connection) -> None:
-        if self._queue:
-            failed: list[tuple[Push, Exception | None]] = []
-            connection.submit(self._queue, 1, trio.current_time(), 0.0, {}, [], failed)
-            connection.flush()
-            for _, error in failed:
-                self._lost = str(error)
-                self._done.set()
-        if connection.answered:  # with 200: this device token belongs to somebody after all
-            self._answered = True
-            self._done.set()
-
-    def became_ready(self, connection: Connection) -> None:
-        pass
-
-    def goaway(self, connection: Connection, reason: str | None, event: GoawayReceived) -> None:
-        if reason is not None and retry.rule_for(400, reason).refuses:
-            self._refused = reason
-            self._done.set()  # otherwise the answer may still come, or the end
-
-    def answered_ping(self, connection: Connection) -> None:
-        self._answered = True
-        self._done.set()
-
-
-def _check_same_owner(old: Credential, new: Credential) -> None:
-    if isinstance(old, SigningKey) and isinstance(new, SigningKey) and old.team_id != new.team_id:
-        raise InvalidCredential(
-            f"{new.identity} is of team {new.team_id}, this client of team {old.team_id}: "
-            "open another client for it"
-        )
-
-
-async def _first(*events: trio.Event) -> None:
-    """Wait for the first of several events."""
-    async with trio.open_nursery() as nursery:
-
-        async def wait(event: trio.Event) -> None:
-            await event.wait()
-            nursery.cancel_scope.cancel()
-
-        for event in events:
-            nursery.start_soon(wait, event)
 
 
 def _load(connection: Connection) -> float:

@@ -1,4 +1,4 @@
-"""What is done with a push that did not end well: one table, and the only place that decides.
+"""What is done with a push that did not end well, and when it is tried again: the only place that decides.
 
 The causes and what Apple says of them are in "Handling error responses from APNs"; what a lost or
 refused stream lets us know is RFC 9113 §8.7. Nothing here waits or reads a clock.
@@ -7,16 +7,26 @@ refused stream lets us know is RFC 9113 §8.7. Nothing here waits or reads a clo
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-__all__ = ["MAX_ATTEMPTS", "Action", "Budget", "Decision", "Rule", "decide", "rule_for"]
+__all__ = ["MAX_ATTEMPTS", "Action", "Budget", "ConnectPace", "Decision", "Rule", "decide", "rule_for"]
 
 MAX_ATTEMPTS = 3
 """HEADERS frames written for one push, those that were surely not processed not counted."""
 
 PATIENCE = 30.0
 """Seconds from the first attempt in which a push is tried again; later its answer goes to the caller."""
+
+CONNECT_EVERY = 1.0
+"""Seconds between two connects to one host, beyond a burst."""
+
+MAX_BACKOFF = 60.0
+"""Seconds; the longest wait between two connects."""
+
+TICK = 1e-6
+"""Seconds; what is due sooner is due now, or rounding would make a waiting loop spin."""
 
 FIRST_DELAY = 0.5
 """Seconds; the longest wait before the second attempt. It doubles with each attempt, with full jitter."""
@@ -132,6 +142,40 @@ class Budget:
             return False
         self._left -= 1.0
         return True
+
+
+class ConnectPace:
+    """When the next connect may be made: a burst, then one a second; after failures back-off with jitter."""
+
+    def __init__(self, burst: int, now: float) -> None:
+        self._burst = burst
+        self._left = float(burst)
+        self._at = now
+        self._not_before = -math.inf
+        self.failures = 0
+
+    def delay(self, now: float) -> float:
+        """Seconds until the next connect may be made."""
+        most = 1.0 if self.failures else self._burst
+        self._left = min(most, self._left + (now - self._at) / CONNECT_EVERY)
+        self._at = now
+        wait = max(self._not_before - now, (1.0 - self._left) * CONNECT_EVERY)
+        return wait if wait > TICK else 0.0
+
+    def connected(self, now: float) -> None:
+        """One is made now."""
+        self.delay(now)
+        self._left -= 1.0
+
+    def failed(self, now: float, chance: float) -> None:
+        """One came to nothing; `chance` is drawn anew from 0 to 1, for the jitter."""
+        self.failures += 1
+        most = min(MAX_BACKOFF, 0.5 * 2 ** min(self.failures, 10))
+        self._not_before = now + chance * most
+
+    def succeeded(self) -> None:
+        """A connection answered: what failed before no longer counts."""
+        self.failures = 0
 
 
 def decide(

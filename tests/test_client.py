@@ -14,7 +14,7 @@ import trio.testing
 from hyperframe.frame import GoAwayFrame, RstStreamFrame
 
 import fastpush
-from fastpush.pool import Connected, DeviceTokenDead, Draining, Lost
+from fastpush import Connected, DeviceTokenDead, Draining, Lost
 from fastpush.simulator import Answer, Close, Stall, Swallow, open_simulator
 from tests.http2 import frames
 from tests.peers import (

@@ -13,14 +13,20 @@ from pathlib import Path
 import pytest
 
 import fastpush
-from fastpush import client, connection, pool, retry
+from fastpush import apart, client, connection, events, pool, retry
 from fastpush.simulator import open_simulator
 from tests.peers import TOPIC, push, pushes
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = (ROOT / "docs/client.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL)
-EVENTS = [pool.Connected, pool.Draining, pool.Lost, pool.CredentialWasRefused, pool.DeviceTokenDead]
+EVENTS = [
+    events.Connected,
+    events.Draining,
+    events.Lost,
+    events.CredentialWasRefused,
+    events.DeviceTokenDead,
+]
 
 
 def public(kind):
@@ -33,8 +39,8 @@ def public(kind):
         *inspect.signature(fastpush.open_client).parameters,
         *public(fastpush.Client),
         *public(fastpush.Responses),
-        *(field.name for field in dataclasses.fields(pool.PoolStatistics)),
-        *(field.name for field in dataclasses.fields(connection.ConnectionStatistics)),
+        *(field.name for field in dataclasses.fields(events.ClientStatistics)),
+        *(field.name for field in dataclasses.fields(events.ConnectionStatistics)),
     ],
 )
 def test_every_name_is_explained(name):
@@ -47,7 +53,7 @@ def test_every_event_is_explained_with_its_fields(event):
 
 
 def test_no_event_is_left_out():
-    assert set(pool.PoolEvent.__args__) == set(EVENTS)
+    assert set(events.ClientEvent.__args__) == set(EVENTS)
 
 
 def test_the_figures_are_those_of_the_code():
@@ -59,12 +65,12 @@ def test_the_figures_are_those_of_the_code():
         f"nothing comes for {connection.SILENCE_IN_FLIGHT:g} s",
         f"Three attempts within {retry.PATIENCE:g} s" * (retry.MAX_ATTEMPTS == 3),
         f"lost {pool.STALL_BEFORE_GROWTH * 1000:g} ms",
-        f"back-off of up to {pool.MAX_BACKOFF:g} s",
+        f"back-off of up to {retry.MAX_BACKOFF:g} s",
     ):
         assert words
         assert words in DOCUMENT.replace("\n", " ")
     assert pool.WARM_CONNECTIONS == 2
-    assert pool.REJECTED_LATELY == 600
+    assert apart.REJECTED_LATELY == 600
     assert pool.PROBE_EVERY == 60
 
 

@@ -15,7 +15,7 @@ from hyperframe.frame import GoAwayFrame, PingFrame, RstStreamFrame
 
 import fastpush
 from fastpush.connection import Connection
-from fastpush.pool import Connected, CredentialWasRefused
+from fastpush import Connected, CredentialWasRefused
 from fastpush.simulator import Answer, Delay, Goaway, Settings, Swallow, open_simulator
 from tests.http2 import frames
 from tests.peers import (

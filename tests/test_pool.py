@@ -14,7 +14,7 @@ import trio.testing
 
 import fastpush
 from fastpush import pool as pool_module
-from fastpush.pool import Connected, Lost
+from fastpush import Connected, Lost
 from fastpush.simulator import (
     Answer,
     Close,

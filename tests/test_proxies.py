@@ -16,7 +16,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import fastpush
-from fastpush.pool import Connected
+from fastpush import Connected
 from fastpush.simulator import open_simulator
 from fastpush.transport import PROXY_WITHIN, Proxy, TransportError, open_transport
 from tests.proxies import ConnectProxy, SocksProxy

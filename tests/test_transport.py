@@ -21,7 +21,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import fastpush
-from fastpush.pool import Connected, Lost
+from fastpush import Connected, Lost
 from fastpush.simulator import SendOctets, Swallow, Trickle, open_simulator
 from fastpush.transport import (
     CONNECT_WITHIN,

@@ -20,8 +20,8 @@ from fastpush.cli.running import INTERRUPTED, Failure, Misuse, on_interrupt, run
 from fastpush.client import Client, open_client
 from fastpush.credentials import Credential, ProviderCertificate, SigningKey
 from fastpush.errors import CredentialRefused, FastpushError, InvalidCredential, InvalidNotification
+from fastpush.events import ClientEvent, CredentialWasRefused, Lost
 from fastpush.notification import Alert, Notification, Payload, Response
-from fastpush.pool import CredentialWasRefused, Lost, PoolEvent
 
 __all__ = ["send"]
 
@@ -377,7 +377,7 @@ class Run:
         elif self.notes == MOST_SHOWN + 1:
             write_note("… and more; --results FILE gets them all")
 
-    def listen(self, event: PoolEvent) -> None:
+    def listen(self, event: ClientEvent) -> None:
         """Keep what the connections complain of, for the message that may become necessary."""
         if isinstance(event, Lost):
             self.last_trouble = f"{event.host}: {event.reason}"
