@@ -588,6 +588,21 @@ def test_a_finalizer_may_call_back():
     assert len(engine.close()) == engine.requests_sent - 200 + 1
 
 
+def test_padding_is_credited_with_the_octets_it_surrounds():
+    """Row 40: the pad length, the octets and the padding all count, for stream and connection (§6.1)."""
+    peer = Peer(limits=Limits(connection_window_octets=65_535))
+    stream_id = peer.push(peer.template())
+    peer.receive(frames.header_block(stream_id, b"\x88"))
+    peer.engine.data_to_send()
+    padded = frames.data(stream_id, b"x", pad=255)
+    for _ in range(127):
+        peer.receive(padded)
+    assert peer.read() == []
+    peer.receive(padded)
+    credit = [(frame.stream_id, frame.window_increment) for frame in peer.read()]
+    assert credit == [(0, 128 * 257), (stream_id, 128 * 257)]
+
+
 def test_no_finalizer_runs_while_the_end_of_a_stream_is_told():
     """A StreamEnded is not the collector's, so that making one cannot start it and call back in between."""
     peer = Peer(streams=3_000)

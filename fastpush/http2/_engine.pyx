@@ -302,7 +302,8 @@ cdef class CompiledEngine:
         frames_octets = min(body_length, <Py_ssize_t>self.window)
         frames_octets += FRAME_HEADER_OCTETS * ((list_octets >> 14) + (frames_octets >> 14) + 2)
         buffer_reserve(out, list_octets + frames_octets)
-        if template.cached and template.generation == encoder.generation and not encoder.must_update():
+        # A size update that waits (RFC 7541 §4.2) has changed the generation too.
+        if template.cached and template.generation == encoder.generation:
             at = out.octets + start + FRAME_HEADER_OCTETS
             memcpy(at, template.head.octets, <size_t>template.head.length)
             at = put_path(at + template.head.length, template, path, path_length)

@@ -171,3 +171,22 @@ def test_row_31_the_body_of_an_answer_is_given_back_too(story, streams):
     story.server(frames.data(stream_id, end_stream=True))
     assert story.outcome(stream_id).status == 200
     assert story.outcome(stream_id).body == bytes(4096)
+
+
+@script()
+def test_the_send_window_counts_each_queued_octet_once(story):
+    """DATA that waits for its stream's window is taken off the connection's in advance, and not again."""
+    story.start(initial_window_size=40)
+    first, second = story.open(2, body=b"x" * 100)
+    assert story.engine.send_window == 65_535 - 200
+    assert story.engine.window_blocked
+    story.server(window_update(first, 25))
+    assert story.engine.send_window == 65_535 - 200
+    story.server(window_update(first, 35))
+    assert story.engine.send_window == 65_535 - 200
+    assert story.give_up(second)
+    assert story.engine.send_window == 65_535 - 140
+    assert not story.engine.window_blocked
+    story.sent()
+    story.server(story.frames.accept(first))
+    assert story.engine.send_window == 65_535 - 140
