@@ -250,7 +250,7 @@ def pull(iterator, queue, Collector collector not None, Py_ssize_t limit, double
     """Take up to `limit` notifications from a plain iterator into the queue.
 
     Returns True when the iterator is exhausted. Stops at `until` (seconds of `time.monotonic`), looked at
-    every 16 items, so that a slow input does not hold up the other tasks.
+    after 1, 2, 4, 8 and then every 16 items, so that a slow input does not hold up the other tasks.
 
     Raises:
       TypeError: an item is no Notification.
@@ -268,7 +268,7 @@ def pull(iterator, queue, Collector collector not None, Py_ssize_t limit, double
         begin_push(push, <Notification?>item, now, collector)
         append(push)
         taken += 1
-        if taken & 15 == 0 and monotonic() > until:
+        if (taken & 15 == 0 or taken & (taken - 1) == 0) and monotonic() > until:
             break
     return False
 

@@ -27,7 +27,7 @@ DRAIN_WITHIN = 15.0  # seconds; a request has 10
 MOST_UNREAD = 8_192  # responses of one `send_many` that wait for their reader before the input is read on
 TAKEN_AT_ONCE = 512
 WRITTEN_AFTER = 64  # pushes out of an asynchronous iterable
-READ_FOR = 0.001  # seconds of reading a plain iterable before other tasks have their turn
+TURN = 0.001  # seconds of taking inputs or responses that never wait, before other tasks have their turn
 
 
 @asynccontextmanager
@@ -201,6 +201,7 @@ class Responses:
         self._pool = pool
         self._collector = Collector()
         self._batch: list[Response] = []
+        self._turn_ends = 0.0
         self._input_read = False
         self._being_read = False
         self._input_error: Exception | None = None
@@ -209,9 +210,13 @@ class Responses:
         return self
 
     async def __anext__(self) -> Response:
+        if self._batch and time.monotonic() > self._turn_ends:
+            await trio.lowlevel.checkpoint()
+            self._turn_ends = time.monotonic() + TURN
         if not self._batch:
             self._batch = await self._next_batch()
             self._batch.reverse()
+            self._turn_ends = time.monotonic() + TURN
         return self._batch.pop()
 
     async def batches(self) -> AsyncGenerator[list[Response], None]:
@@ -272,14 +277,14 @@ class Responses:
         while True:
             await self._wait_for_space()
             limit = min(pool.space(), TAKEN_AT_ONCE)
-            now, until = trio.current_time(), time.monotonic() + READ_FOR
+            now, until = trio.current_time(), time.monotonic() + TURN
             if pool.take_from(lambda queue: pull(iterator, queue, collector, limit, now, until)):  # noqa: B023
                 return
             await trio.lowlevel.checkpoint()
 
     async def _feed_from_async(self, notifications: AsyncIterable[Notification]) -> None:
         pool, collector = self._pool, self._collector
-        taken = 0
+        taken, until = 0, time.monotonic() + TURN
         async for notification in notifications:
             pool.enqueue(Push(notification, pool.now(), collector))
             taken += 1
@@ -287,6 +292,9 @@ class Responses:
                 # An input that does not wait keeps the pool's own task from its turn: the first of a burst
                 # would leave with its last.
                 pool.pump()
+            if time.monotonic() > until:
+                await trio.lowlevel.checkpoint()
+                until = time.monotonic() + TURN
             await self._wait_for_space()
 
     async def _wait_for_space(self) -> None:

@@ -294,3 +294,65 @@ async def test_leaving_the_client_inside_of_it(clock):
         assert len(found) == 3_000
         assert set(outcomes(found)) == {"unknown", "not_sent"}
         check(apns, found)
+
+
+def burn(seconds):
+    """Compute, as an input or a reader may, without a checkpoint."""
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        pass
+
+
+async def longest_without_a_turn(work):
+    """The most items that `work` handles between two turns of another task; it appends to what it is given."""
+    handled, most, before = [], 0, 0
+    async with trio.open_nursery() as nursery:
+
+        async def watch():
+            nonlocal most, before
+            while True:
+                most, before = max(most, len(handled) - before), len(handled)
+                await trio.lowlevel.checkpoint()
+
+        nursery.start_soon(watch)
+        await work(handled)
+        nursery.cancel_scope.cancel()
+    return most
+
+
+@pytest.mark.parametrize("kind", ["plain", "async"])
+async def test_a_slow_input_leaves_the_others_their_turn_each_millisecond(kind):
+    async with open_pair() as (_, client):
+        await client.send(push())
+
+        async def work(taken):
+            def plain():
+                for number in range(200):
+                    burn(0.002)
+                    taken.append(number)
+                    yield push(number)
+
+            async def asynchronous():
+                for notification in plain():
+                    yield notification
+
+            responses = await send_all(client, plain() if kind == "plain" else asynchronous())
+            assert outcomes(responses) == {"accepted": 200}
+
+        # An item may run over the millisecond, and another task's turn may be that of the one who reads.
+        assert await longest_without_a_turn(work) <= 4
+
+
+async def test_a_slow_reader_leaves_the_others_their_turn_each_millisecond():
+    async with open_pair() as (_, client):
+        await client.send(push())
+
+        async def work(handled):
+            async with client.send_many(pushes(500)) as reader:
+                await trio.sleep(0.5)  # most of them wait to be read by now
+                async for response in reader:
+                    burn(0.002)
+                    handled.append(response)
+            assert len(handled) == 500
+
+        assert await longest_without_a_turn(work) <= 4
