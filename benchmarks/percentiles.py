@@ -7,7 +7,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-H2LOAD_TICK = 0.010  # seconds; `--rps` submits what has become due at each tick of this timer (h2load.cc)
+# Seconds; `--rps` submits what has become due at each tick of a timer. A tick is this, or the time of one request
+# if that is longer (nghttp2, h2load.cc, `rps_watcher`).
+H2LOAD_TICK = 0.010
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
@@ -36,7 +38,7 @@ def summary(latencies: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def intended_by_ticks(starts: Sequence[float], rate: float, tick: float = H2LOAD_TICK) -> list[float]:
+def intended_by_ticks(starts: Sequence[float], rate: float) -> list[float]:
     """When one client of h2load meant to submit each request, from when it did.
 
     At each tick of its timer it submits as many requests as its rate makes due. The ticks are found from the
@@ -50,6 +52,7 @@ def intended_by_ticks(starts: Sequence[float], rate: float, tick: float = H2LOAD
     """
     if len(starts) < 2:
         return list(starts)
+    tick = max(H2LOAD_TICK, 1 / rate)
     # The first request goes out with the connection, the second with the first tick.
     origin = starts[1]
     bursts = [
