@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-# Seconds; `--rps` submits what has become due at each tick of a timer. A tick is this, or the time of one request
-# if that is longer (nghttp2, h2load.cc, `rps_watcher`).
+# Seconds; `--rps` submits what has become due at each tick of a timer. A tick is this, or the time of one
+# request if that is longer (nghttp2, h2load.cc, `rps_watcher`).
 H2LOAD_TICK = 0.010
 
 
@@ -65,7 +65,8 @@ def intended_by_ticks(starts: Sequence[float], rate: float) -> list[float]:
     first_tick = origin + percentile(around, 0.05)
     intended = []
     for number, start in enumerate(starts[1:]):
-        submitted_in = math.floor((start - first_tick) / tick + 1e-6)
+        # A tick may come a little before the phase that most of them keep.
+        submitted_in = math.floor((start - first_tick) / tick + 0.25)
         due_in = math.ceil((number + 0.5) / (rate * tick))
         intended.append(min(first_tick + min(submitted_in, due_in) * tick, start))
     return [starts[0], *intended]
