@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -65,12 +67,7 @@ async def open_client(
       ValueError, TypeError: an argument is out of range.
     """
     environment = normal_environment(environment)
-    if topic is not None and not (topic.isascii() and topic.isprintable() and topic and " " not in topic):
-        raise ValueError(f"topic of {len(topic)} characters; a bundle id has visible ASCII characters only")
-    if not 1 <= max_connections <= 64:
-        raise ValueError(f"max_connections is {max_connections}; 1 to 64 are allowed")
-    if port is not None and not 1 <= port <= 65_535:
-        raise ValueError(f"port is {port}; 1 to 65535 are allowed")
+    _check_options(credential, topic, host, port, max_connections, listener)
     credential.check_environment(environment)
     authorities = None if ca_file is None else os.fspath(ca_file)
     # Reading the trust store takes 30 ms; the pool finds the context ready.
@@ -95,6 +92,46 @@ async def open_client(
         finally:
             pool.close()
             nursery.cancel_scope.cancel()
+
+
+def _check_options(
+    credential: object, topic: object, host: object, port: object, max_connections: object, listener: object
+) -> None:
+    """Refuse what could only fail later, in the background. Raises TypeError, ValueError."""
+    if not isinstance(credential, Credential):
+        raise TypeError(
+            f"credential must be a SigningKey or a ProviderCertificate; this is {type(credential).__name__}"
+        )
+    for name, text in (("topic", topic), ("host", host)):
+        if text is not None and not isinstance(text, str):
+            raise TypeError(f"{name} must be a str or None; this is {type(text).__name__}")
+    if isinstance(topic, str) and not re.fullmatch(r"[!-~]+", topic):
+        raise ValueError(f"topic of {len(topic)} characters; a bundle id has visible ASCII characters only")
+    if isinstance(host, str) and not _is_host(host):
+        raise ValueError(
+            f"host {host[:64]!a} is neither a name nor an address; the port has its own argument"
+        )
+    for name, number, most in (("max_connections", max_connections, 64), ("port", port, 65_535)):
+        if number is None and name == "port":
+            continue
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise TypeError(f"{name} must be an int; this is {type(number).__name__}")
+        if not 1 <= number <= most:
+            raise ValueError(f"{name} is {number}; 1 to {most} are allowed")
+    if listener is not None and not callable(listener):
+        raise TypeError(f"listener must be a function or None; this is {type(listener).__name__}")
+
+
+def _is_host(host: str) -> bool:
+    """Whether it may be a host name (RFC 1123 §2.1, and the underscores of some) or an IP address."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        try:
+            return re.fullmatch(rb"[A-Za-z0-9._-]+", host.encode("idna")) is not None
+        except UnicodeError:
+            return False
+    return True
 
 
 @final

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 import ssl
 from collections import deque
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from fastpush.http2 import (
     ErrorCode,
     Event,
     GoawayReceived,
+    Limits,
     PingAcknowledged,
     StreamEnded,
     open_engine,
@@ -46,6 +48,9 @@ WRITE_STALL = 5.0  # the socket takes no octet
 DRAIN_WITHIN = 30.0  # after GOAWAY
 MIN_PAUSE = 0.05
 MAX_PAUSE = 5.0
+
+LAST_STREAM_ID = Limits().last_stream_id  # there a connection gives way to the next
+ROTATION_SPREAD = 2**27  # or up to so many requests earlier: a quarter of them
 
 STRIKES = 3  # requests in a row that met their deadline: the connection is retired
 SERVER_ERRORS = 3  # answers 500 in a row, likewise: APNs has been seen to stay in that state
@@ -103,11 +108,11 @@ class Connection:
         self.port = port
         self.lane = lane
         self.state = "connecting"
-        self.engine = open_engine()
-        authority = host if port == 443 else f"{host}:{port}"
-        self.exchange = Exchange(
-            self.engine, authority.encode("idna" if not host.isascii() else "ascii"), full_topic
+        # Connections that share their load would reach the end of their stream ids together.
+        self.engine = open_engine(
+            limits=Limits(last_stream_id=LAST_STREAM_ID - 2 * random.randrange(ROTATION_SPREAD))
         )
+        self.exchange = Exchange(self.engine, _authority(host, port), full_topic)
         self.began_at = trio.current_time()
         self.answered = False
         self.told_to_go = False
@@ -448,6 +453,14 @@ class Connection:
         self.end_reason = self.end_reason or reason
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
+
+
+def _authority(host: str, port: int) -> bytes:
+    """The value of `:authority` (RFC 3986 §3.2): addresses of IPv6 stand in brackets, without a zone."""
+    name = host.encode("idna" if not host.isascii() else "ascii")
+    if b":" in name:
+        name = b"[%b]" % name.partition(b"%")[0]
+    return name if port == 443 else b"%b:%d" % (name, port)
 
 
 def _goaway_reason(debug_data: bytes) -> str | None:

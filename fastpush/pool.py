@@ -15,6 +15,7 @@ import math
 import os
 import random
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -739,8 +740,15 @@ class Pool:
             return
         try:
             self._listener(event)
-        except Exception:
-            logger.exception("the listener failed on %s", type(event).__name__)
+        except Exception as error:
+            # Not its message: that of a KeyError may be a device token.
+            calls = traceback.extract_tb(error.__traceback__)
+            logger.error(
+                "the listener failed on %s: %s at %s",
+                type(event).__name__,
+                type(error).__name__,
+                ", ".join(f"{call.filename}:{call.lineno} in {call.name}" for call in calls[1:]),
+            )
 
     # What the client asks for.
 

@@ -154,6 +154,12 @@ async def test_a_topic_that_is_none_is_refused_where_it_is_given(topic):
         ({"port": 65_536}, "port is 65536"),
         ({"environment": "staging"}, "environment"),
         ({"proxy": "ftp://127.0.0.1"}, "scheme"),
+        ({"host": ""}, "neither a name nor an address"),
+        ({"host": "https://127.0.0.1"}, "neither a name nor an address"),
+        ({"host": "127.0.0.1:443"}, "the port has its own argument"),
+        ({"host": "a\r\nb"}, r"host 'a\\r\\nb' is neither"),
+        ({"host": "münchen..example"}, "neither a name nor an address"),
+        ({"host": "a" * 64 + ".example"}, "neither a name nor an address"),
     ],
 )
 async def test_options_out_of_range(options, words):
@@ -161,6 +167,33 @@ async def test_options_out_of_range(options, words):
         with pytest.raises(ValueError, match=words):
             async with open_client_on(apns, **options):
                 pass
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            {"credential": "AuthKey_ABC123DEFG.p8"},
+            "credential must be a SigningKey or a ProviderCertificate; this is str",
+        ),
+        ({"topic": 3}, "topic must be a str or None; this is int"),
+        ({"host": b"127.0.0.1"}, "host must be a str or None; this is bytes"),
+        ({"port": "443"}, "port must be an int; this is str"),
+        ({"max_connections": 4.0}, "max_connections must be an int; this is float"),
+        ({"max_connections": True}, "max_connections must be an int; this is bool"),
+        ({"listener": "print"}, "listener must be a function or None; this is str"),
+    ],
+)
+async def test_options_of_another_type(options, words):
+    async with open_simulator() as apns:
+        with pytest.raises(TypeError, match=words):
+            async with open_client_on(apns, **options):
+                pass
+
+
+async def test_an_address_of_ipv6(clock):
+    async with open_simulator(host="::1") as apns, open_client_on(apns) as client:
+        assert (await client.send(push())).accepted
 
 
 async def test_what_is_no_notification(clock):
@@ -409,13 +442,16 @@ async def test_a_listener_hears_of_connections_and_device_tokens(clock):
 
 async def test_a_listener_that_raises_is_logged_and_harms_nothing(clock, caplog):
     def listener(event):
-        raise Boom("in the listener")
+        token = event.response.notification.device_token if isinstance(event, DeviceTokenDead) else ""
+        raise Boom(f"no such device: {token}")
 
     async with open_pair(client={"listener": listener}) as (apns, client):
         apns.mark_unregistered(device_token(1))
         responses = await send_all(client, pushes(100))
         assert outcomes(responses) == {"accepted": 99, "rejected": 1}
-    assert "the listener failed on DeviceTokenDead" in caplog.text
+    assert "the listener failed on DeviceTokenDead: Boom at " in caplog.text
+    assert f"{__file__}:{listener.__code__.co_firstlineno + 2} in listener" in caplog.text
+    assert device_token(1) not in caplog.text
 
 
 # More than one.

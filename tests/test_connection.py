@@ -14,8 +14,8 @@ import trio.testing
 from hyperframe.frame import GoAwayFrame, PingFrame, RstStreamFrame
 
 import fastpush
-from fastpush.connection import Connection
 from fastpush import Connected, CredentialWasRefused
+from fastpush.connection import Connection, _authority
 from fastpush.simulator import Answer, Delay, Goaway, Settings, Swallow, open_simulator
 from tests.http2 import frames
 from tests.peers import (
@@ -41,6 +41,21 @@ def clock():
 
 
 # Deadlines.
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "authority"),
+    [
+        ("api.push.apple.com", 443, b"api.push.apple.com"),
+        ("api.push.apple.com", 2197, b"api.push.apple.com:2197"),
+        ("bücher.example", 443, b"xn--bcher-kva.example"),
+        ("::1", 443, b"[::1]"),
+        ("fe80::1%eth0", 2197, b"[fe80::1]:2197"),
+    ],
+)
+def test_the_authority_of_a_request(host, port, authority):
+    """RFC 3986 §3.2: an address of IPv6 stands in brackets; RFC 6874 §1: its zone is nobody else's."""
+    assert _authority(host, port) == authority
 
 
 async def test_a_request_has_ten_seconds_from_its_writing(clock, tmp_path):

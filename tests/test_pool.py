@@ -13,8 +13,8 @@ import trio
 import trio.testing
 
 import fastpush
-from fastpush import pool as pool_module
 from fastpush import Connected, Lost
+from fastpush import pool as pool_module
 from fastpush.simulator import (
     Answer,
     Close,
@@ -237,13 +237,34 @@ async def test_h15_stream_ids_run_out(clock, monkeypatch):
     from fastpush import connection
     from fastpush.http2 import Limits, open_engine
 
-    monkeypatch.setattr(connection, "open_engine", lambda: open_engine(limits=Limits(last_stream_id=599)))
+    monkeypatch.setattr(
+        connection, "open_engine", lambda limits: open_engine(limits=Limits(last_stream_id=599))
+    )
     async with open_pair(client={"max_connections": 2}) as (apns, client):
         responses = await send_all(client, pushes(2_000))
         assert outcomes(responses) == {"accepted": 2_000}
         check(apns, responses)
         assert {response.attempts for response in responses} == {1}
         assert apns.statistics().connections_opened >= 7
+
+
+async def test_connections_do_not_run_out_of_stream_ids_together(clock, monkeypatch):
+    """They share their load evenly, so each has an end of its own, at most a quarter earlier."""
+    from fastpush import connection
+    from fastpush.http2 import open_engine
+
+    last = []
+    monkeypatch.setattr(
+        connection,
+        "open_engine",
+        lambda limits: (last.append(limits.last_stream_id), open_engine(limits=limits))[1],
+    )
+    async with open_pair() as (_, client):
+        for _ in range(5):
+            await client.wait_ready()
+            await client.recycle()
+    assert len(set(last)) == len(last) > 5
+    assert all(0.75 * 2**30 < each <= 2**30 + 1 and each % 2 for each in last)
 
 
 # Answers that are no 200.

@@ -304,7 +304,7 @@ def burn(seconds):
 
 
 async def longest_without_a_turn(work):
-    """The most items that `work` handles between two turns of another task; it appends to what it is given."""
+    """The most items that `work` appends to its argument between two turns of another task."""
     handled, most, before = [], 0, 0
     async with trio.open_nursery() as nursery:
 
