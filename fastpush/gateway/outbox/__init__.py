@@ -1,0 +1,417 @@
+"""What is accepted and not yet ended: the contract of an outbox, and its values.
+
+    accept ──> waiting ──claim──> claimed ──settle──> ended: accepted, rejected, expired, failed, unknown
+                  ^                  │
+                  └── parked till its due time (settle with a Retry)
+
+`accept` returns when the notifications survive a kill of the process and, if the disk honours flushes, a
+power cut. From there on each has exactly one recorded end. What was claimed and not settled when the process
+died is waiting again (`delivery="resend"`), or has ended as unknown (`delivery="once"`).
+
+A *batch* is what one call accepted, and an *index* a notification's place in it. A *fan-out* is one
+notification for an audience: one row, and a cursor that walks the registry of devices.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from typing import Literal, Protocol
+
+import msgspec
+
+__all__ = [
+    "MAX_BATCH_ENTRIES",
+    "MAX_BATCH_OCTETS",
+    "Acceptance",
+    "Attempt",
+    "Audience",
+    "BatchRecord",
+    "Chunk",
+    "Claimed",
+    "End",
+    "Entry",
+    "Fanout",
+    "Idempotency",
+    "IdempotencyConflict",
+    "Outbox",
+    "OutboxBusy",
+    "Outcome",
+    "Record",
+    "Retry",
+    "StreamState",
+    "Waiting",
+]
+
+MAX_BATCH_ENTRIES = 16_384
+MAX_BATCH_OCTETS = 4 << 20
+
+Outcome = Literal["accepted", "rejected", "expired", "failed", "unknown"]
+
+
+class Entry(msgspec.Struct, gc=False):
+    """One notification as it was accepted, checked before.
+
+    Attributes:
+      device_token: None in a fan-out's entry only.
+      payload: encoded JSON.
+      expiration: UNIX seconds; 0 is one attempt.
+      delivery: whether it is sent again when the process died while it was sent.
+      high: it overtakes what is not; one in a batch lets the whole batch do so.
+      apns_id: 16 octets, where the sender brought its own. Otherwise None, and `Acceptance.apns_id` tells.
+      trace: id of the request or alarm that it came from.
+    """
+
+    device_token: str | None
+    payload: bytes
+    push_type: str = "alert"
+    priority: int = 10
+    expiration: int = 0
+    collapse_id: str | None = None
+    topic: str | None = None
+    delivery: Literal["resend", "once"] = "resend"
+    high: bool = False
+    apns_id: bytes | None = None
+    trace: str | None = None
+
+
+class Idempotency(msgspec.Struct, frozen=True):
+    """A sender's own name for a request: the same name and content is accepted once, for 24 hours."""
+
+    principal: str
+    """Whose key it is; the same key of another principal is another key."""
+    key: str
+    digest: bytes
+    """SHA-256 of the request's content."""
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """A part of a long upload, committed together with how far the upload has come.
+
+    Attributes:
+      stream: the upload's id, from `Outbox.open_stream`.
+      lines_before, lines: the lines done before this chunk, and after it.
+      running_hash: of all lines done after it.
+    """
+
+    stream: int
+    lines_before: int
+    lines: int
+    running_hash: bytes
+
+
+class StreamState(msgspec.Struct, frozen=True):
+    """How far an upload has come. `answer` is what `finish_stream` was given, once it is finished."""
+
+    stream: int
+    lines: int
+    running_hash: bytes
+    entries: int
+    answer: bytes | None
+
+
+class Audience(msgspec.Struct, frozen=True, kw_only=True):
+    """Who is meant by a fan-out: devices of the app by their tags. Without any tag, all of them."""
+
+    any_of: tuple[str, ...] = ()
+    all_of: tuple[str, ...] = ()
+    none_of: tuple[str, ...] = ()
+
+
+class Acceptance(msgspec.Struct, frozen=True):
+    """What is durable now.
+
+    Attributes:
+      batch: its id, a positive number of at most 63 bits that grows with time.
+      count: how many notifications; for a fan-out 0, since nobody has counted the devices yet.
+      received_at: UNIX seconds.
+      repeated: it was accepted before, under the same idempotency key; nothing was added now.
+      tag: the batch's own random number, part of its apns-ids.
+      own_ids: index to apns-id of the entries that brought one.
+    """
+
+    batch: int
+    count: int
+    received_at: float
+    repeated: bool
+    tag: int
+    own_ids: dict[int, bytes] = {}
+
+    def apns_id(self, index: int) -> bytes:
+        """The 16 octets by which the notification is known to APNs and here, for life."""
+        own = self.own_ids.get(index)
+        return own if own is not None else _batch_apns_id(self.batch, self.tag, index)
+
+
+class Claimed(msgspec.Struct, gc=False):
+    """A notification handed out to be sent now.
+
+    Attributes:
+      batch, index: which; the index of a fan-out's is -1.
+      attempts: how often it was tried before, as the last Retry had it.
+    """
+
+    batch: int
+    index: int
+    apns_id: bytes
+    entry: Entry
+    attempts: int = 0
+
+
+class End(msgspec.Struct, gc=False):
+    """What became of a notification.
+
+    Attributes:
+      status: of APNs' answer, 0 without one.
+      reason: of a rejection or failure, "" otherwise.
+      at: UNIX seconds.
+      attempts: how often it was tried.
+      device_token: for a fan-out, whose batch and index -1 name many.
+    """
+
+    batch: int
+    index: int
+    outcome: Outcome
+    at: float
+    status: int = 0
+    reason: str = ""
+    attempts: int = 1
+    device_token: str | None = None
+
+
+class Retry(msgspec.Struct, gc=False):
+    """A notification to be claimed again at `due_at` (UNIX seconds), also after a restart."""
+
+    batch: int
+    index: int
+    due_at: float
+    attempts: int
+    at: float
+    status: int = 0
+    reason: str = ""
+    device_token: str | None = None
+
+
+class Fanout(msgspec.Struct):
+    """A fan-out that is still walked.
+
+    Attributes:
+      cursor: the last device token whose page is done, "" at the start.
+      accepted, ended: devices so far: accepted by APNs, and ended otherwise.
+    """
+
+    id: int
+    app: str
+    audience: Audience
+    entry: Entry
+    received_at: float
+    cursor: str
+    tag: int
+    accepted: int = 0
+    ended: int = 0
+
+    def apns_id(self, device_token: str) -> bytes:
+        """The same each time, so that a page walked twice repeats its ids."""
+        return _fanout_apns_id(self.id, self.tag, device_token)
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """One thing that happened to a notification: an end, or a retry with its due time."""
+
+    at: float
+    outcome: Outcome | Literal["retry"]
+    status: int
+    reason: str
+    attempts: int
+    due_at: float | None = None
+
+
+class Record(msgspec.Struct, frozen=True):
+    """All that is known of one notification.
+
+    Attributes:
+      entry: its payload is b"" once the bodies of its time are dropped.
+      outcome: None while it has no end.
+    """
+
+    batch: int
+    index: int
+    apns_id: bytes
+    app: str
+    source: str
+    received_at: float
+    entry: Entry
+    outcome: Outcome | None
+    attempts: tuple[Attempt, ...]
+
+
+class BatchRecord(msgspec.Struct, frozen=True):
+    """All that is known of a batch, a fan-out or a stream.
+
+    Attributes:
+      count: of its notifications; for a fan-out of the devices seen so far.
+      outcomes: how many ended how.
+      waiting: how many have no end; for a fan-out None while it is walked.
+      batches: of a stream: the ids of its batches, up to the limit.
+    """
+
+    batch: int
+    app: str
+    source: str
+    received_at: float
+    kind: Literal["batch", "fanout", "stream"]
+    count: int
+    waiting: int | None
+    outcomes: dict[str, int]
+    batches: tuple[int, ...] = ()
+
+
+class Waiting(msgspec.Struct, frozen=True):
+    """What an app has waiting, in flight included.
+
+    Attributes:
+      count: notifications without an end. After a restart it may count ended ones of a batch that is not
+        wholly ended, until that batch is read.
+      oldest_at: when the oldest of them was accepted, UNIX seconds, as of the last second; None without one.
+    """
+
+    count: int
+    fanouts: int
+    oldest_at: float | None
+    paused: bool
+
+
+class IdempotencyConflict(Exception):
+    """The idempotency key was used before, for another content."""
+
+
+class OutboxBusy(Exception):
+    """Too much waits to be written, or to be sent. Nothing of this was stored."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Outbox(Protocol):
+    """What ingest, alarms and dispatcher may ask of an outbox. Instants are UNIX seconds.
+
+    Whatever writes raises what the storage raises: StorageFull (nothing was stored) or StorageUnknown.
+    """
+
+    async def accept(
+        self,
+        app: str,
+        entries: Sequence[Entry],
+        *,
+        source: str = "",
+        idempotency: Idempotency | None = None,
+        chunk: Chunk | None = None,
+        also: Callable[[sqlite3.Connection], object] | None = None,
+    ) -> Acceptance:
+        """Take 1 to MAX_BATCH_ENTRIES notifications, all or none; they are durable on return.
+
+        `also` writes in the same transaction, and is left out when the request is a repetition.
+
+        Raises:
+          IdempotencyConflict, OutboxBusy
+        """
+
+    async def accept_fanout(
+        self,
+        app: str,
+        audience: Audience,
+        entry: Entry,
+        *,
+        source: str = "",
+        idempotency: Idempotency | None = None,
+        also: Callable[[sqlite3.Connection], object] | None = None,
+    ) -> Acceptance:
+        """Take one notification for an audience of any size, at the price of one row."""
+
+    async def open_stream(
+        self, app: str, *, source: str = "", idempotency: Idempotency | None = None
+    ) -> StreamState:
+        """Begin an upload in chunks, or find how far the same one came; the digest is not looked at."""
+
+    async def finish_stream(self, stream: int, answer: bytes) -> None:
+        """Keep the answer for a repetition."""
+
+    async def claim(self, app: str, limit: int, *, high: bool | None = None) -> list[Claimed]:
+        """Take at most `limit` notifications that nobody else has, high priority first; none while paused.
+
+        `high` restricts it to those of high priority, or to the others. Those with `delivery="once"` are
+        marked on disk before this returns.
+        """
+
+    async def claim_fanouts(self, app: str) -> list[Fanout]:
+        """The fan-outs of an app that are not walked to their end, oldest first, high priority before."""
+
+    async def begin_page(self, fanout: int, last_device_token: str, count: int) -> None:
+        """Say that a page is about to be sent; needed for `delivery="once"`, and does nothing otherwise."""
+
+    async def settle(self, ends: Sequence[End], retries: Sequence[Retry] = ()) -> None:
+        """Record ends and retries, all or none. Repeating it does no harm."""
+
+    async def settle_page(
+        self,
+        fanout: int,
+        cursor: str,
+        *,
+        accepted: int,
+        ends: Sequence[End],
+        retries: Sequence[Retry],
+        last: bool,
+    ) -> None:
+        """Record a page of a fan-out and move its cursor; `ends` are those that were not accepted."""
+
+    async def find(self, apns_id: bytes) -> Record | None:
+        """One notification by its apns-id; of a fan-out only those that were not accepted."""
+
+    async def find_batch(self, batch: int, *, limit: int = 1_000) -> BatchRecord | None:
+        """A batch, fan-out or stream by its id."""
+
+    def waiting(self) -> dict[str, Waiting]:
+        """What waits, by app."""
+
+    async def wait_for_work(self, seen: int = 0) -> int:
+        """Return when something may be claimed, or a fan-out walked, that could not be before.
+
+        Give it what it returned the last time, before the claims that found nothing:
+        what comes between a claim and the wait is then not missed.
+        """
+
+    async def pause(self, app: str) -> None:
+        """Hand out nothing of this app, also after a restart; accepting goes on."""
+
+    async def resume(self, app: str) -> None: ...
+
+    async def purge(self, app: str) -> int:
+        """End all that wait as failed ("Purged"); what is in flight gets its own end. Returns how many."""
+
+
+def _batch_apns_id(batch: int, tag: int, index: int) -> bytes:
+    return (apns_id_base(batch, tag) | index << 32).to_bytes(16, "big")
+
+
+def _fanout_apns_id(fanout: int, tag: int, device_token: str) -> bytes:
+    drawn = blake2b(device_token.encode(), digest_size=7, key=tag.to_bytes(4, "big")).digest()
+    low = int.from_bytes(drawn, "big") & ((1 << 54) - 1)
+    return (apns_id_base(fanout, 0) | low).to_bytes(16, "big")
+
+
+def apns_id_base(batch: int, tag: int) -> int:
+    """A UUID of version 7 (RFC 9562 §5.7) that holds the batch's id: milliseconds, then its sequence.
+
+    The 54 bits that are left are 22 of the index and 32 of the tag, or all of a fan-out's device. So a
+    notification is found by its apns-id without an index on disk.
+    """
+    sequence = batch & 0xFFFFF
+    return (batch >> 20) << 80 | 7 << 76 | (sequence >> 8) << 64 | 2 << 62 | (sequence & 0xFF) << 54 | tag
+
+
+def batch_of(apns_id: bytes) -> int:
+    """The batch's id that an apns-id of ours holds; any number for one of others."""
+    number = int.from_bytes(apns_id, "big")
+    return (number >> 80) << 20 | ((number >> 64) & 0xFFF) << 8 | (number >> 54) & 0xFF

@@ -1,0 +1,155 @@
+"""How batches and their ends lie in the file: columns of msgpack, and a column of equal values as one.
+
+A row for each notification would cost ten times as much as the notification itself. A batch is two blobs:
+its *head*, all but the payloads, and its *payloads*, each different one once, which are dropped earlier. What
+became of its notifications is a *log*, one blob for each time that some of them were settled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
+from typing import Any, NamedTuple
+
+import msgspec
+
+from fastpush.gateway.outbox import Attempt, End, Entry, Outcome, Retry
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder().decode
+_FIELDS = tuple(field for field in Entry.__struct_fields__ if field != "payload")
+_OUTCOMES: tuple[Outcome, ...] = ("accepted", "rejected", "expired", "failed", "unknown")
+_NUMBERS = {outcome: number for number, outcome in enumerate(_OUTCOMES)}
+
+
+def pack_entries(entries: Sequence[Entry]) -> tuple[bytes, bytes]:
+    """Head and payloads of a batch."""
+    places: dict[bytes, int] = {}
+    found = [places.setdefault(entry.payload, len(places)) for entry in entries]
+    head = [_column(found), *(_column([getattr(entry, field) for entry in entries]) for field in _FIELDS)]
+    return _encode(head), _encode(list(places))
+
+
+def _column(values: list[Any]) -> list[Any]:
+    """[value] when all are equal, otherwise [None, values]."""
+    first = values[0]
+    return [first] if values.count(first) == len(values) else [None, values]
+
+
+def unpack_entries(head: bytes, payloads: bytes | None, count: int) -> list[Entry]:
+    """The entries of a batch; without payloads theirs are empty."""
+    places, tokens, *columns = _decode(head)
+    found: Iterable[int] = repeat(places[0], count) if len(places) == 1 else places[1]
+    texts: Iterable[bytes] = repeat(b"", count)
+    if payloads is not None:
+        bodies = _decode(payloads)
+        texts = [bodies[place] for place in found]
+    others = [repeat(column[0], count) if len(column) == 1 else column[1] for column in columns]
+    return list(map(Entry, tokens * count if len(tokens) == 1 else tokens[1], texts, *others))
+
+
+def keep_payloads(head: bytes, payloads: bytes, count: int, indexes: set[int]) -> bytes:
+    """The payloads with all emptied that none of these indexes needs."""
+    places = _decode(head)[0]
+    found = [places[0]] * count if len(places) == 1 else places[1]
+    needed = {found[index] for index in indexes}
+    return _encode([payload if place in needed else b"" for place, payload in enumerate(_decode(payloads))])
+
+
+class Fate(NamedTuple):
+    """One thing that happened to the notification of a place (and, in a fan-out, of a device token).
+
+    The place REST stands for all that have no other end, PAGE for a page of a fan-out.
+    """
+
+    place: int
+    device_token: str | None
+    attempt: Attempt
+
+
+class LogWriter:
+    """Collects what is settled at once of one batch."""
+
+    __slots__ = ("_accepted", "_base", "_others", "_times", "failed")
+
+    def __init__(self, at: float) -> None:
+        self._base = int(at * 1_000)
+        self._accepted: list[int] = []
+        self._times: list[int] = []
+        self._others: list[tuple[Any, ...]] = []
+        self.failed = 0
+
+    def end(self, end: End) -> None:
+        at = int(end.at * 1_000) - self._base
+        if end.outcome == "accepted" and end.attempts == 1 and end.status == 200 and end.device_token is None:
+            self._accepted.append(end.index)
+            self._times.append(at)
+            return
+        if end.outcome == "failed":
+            self.failed += 1
+        self._others.append(
+            (end.index, _NUMBERS[end.outcome], at, end.status, end.reason, end.attempts, end.device_token)
+        )
+
+    def end_all(self, indexes: Iterable[int], outcome: Outcome, reason: str, at: float) -> None:
+        when = int(at * 1_000) - self._base
+        for index in indexes:
+            self._others.append((index, _NUMBERS[outcome], when, 0, reason, 1, None))
+
+    def end_page(self, last_device_token: str, count: int, at: float) -> None:
+        """A page of a fan-out of which nobody knows what went out: `attempts` of its fate is the count."""
+        when = int(at * 1_000) - self._base
+        self._others.append((PAGE, _NUMBERS["unknown"], when, 0, last_device_token, count, None))
+
+    def retry(self, retry: Retry) -> None:
+        due = int(retry.due_at * 1_000)
+        at = int(retry.at * 1_000) - self._base
+        self._others.append(
+            (retry.index, -1, at, retry.status, retry.reason, retry.attempts, retry.device_token, due)
+        )
+
+    def packed(self) -> bytes:
+        return _encode((self._base, self._accepted, self._times, self._others))
+
+
+def pack_rest(outcome: Outcome, reason: str, at: float) -> bytes:
+    """A log that ends all that have no end of their own."""
+    return _encode((int(at * 1_000), [], [], [(None, _NUMBERS[outcome], 0, 0, reason, 0, None)]))
+
+
+def read_log(log: bytes) -> Iterator[Fate]:
+    """What a log tells."""
+    base, accepted, times, others = _decode(log)
+    for index, at in zip(accepted, times, strict=True):
+        yield Fate(index, None, Attempt((base + at) / 1_000, "accepted", 200, "", 1))
+    for index, number, at, status, reason, attempts, device_token, *due in others:
+        attempt = Attempt(
+            (base + at) / 1_000,
+            "retry" if number < 0 else _OUTCOMES[number],
+            status,
+            reason,
+            attempts,
+            due[0] / 1_000 if due else None,
+        )
+        yield Fate(REST if index is None else index, device_token, attempt)
+
+
+REST, PAGE = -2, -3
+
+
+def read_marks(logs: Iterable[bytes]) -> tuple[set[int], set[int], bool]:
+    """The indexes that ended, those that are parked, and whether all the rest ended too."""
+    ended: set[int] = set()
+    parked: set[int] = set()
+    rest = False
+    for log in logs:
+        _base, accepted, _times, others = _decode(log)
+        ended.update(accepted)
+        for index, number, *_ in others:
+            if index is None:
+                rest = True
+            elif number < 0:
+                parked.add(index)
+            else:
+                ended.add(index)
+    return ended, parked - ended, rest

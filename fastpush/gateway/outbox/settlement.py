@@ -1,0 +1,196 @@
+"""One call of `settle` or `settle_page`: its rows, and what they mean for memory once they are durable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from fastpush.gateway.outbox import End, Retry
+from fastpush.gateway.outbox.lanes import Lane, Memory
+from fastpush.gateway.outbox.packing import LogWriter
+
+PURGED = "Purged"
+
+
+class Kinds(NamedTuple):
+    """The numbers of the funnel's rows."""
+
+    accept: int
+    fanout: int
+    outcome: int
+    park: int
+    unpark: int
+    mark: int
+    unmark: int
+    page: int
+
+
+class Settlement:
+    """What ended and what is parked, gathered by batch."""
+
+    def __init__(self, memory: Memory, kinds: Kinds, log_id: int, now: float) -> None:
+        self._memory = memory
+        self._kinds = kinds
+        self._log_id = log_id
+        self._now = now
+        self._logs: dict[int, LogWriter] = {}
+        self._ended: dict[int, set[int]] = {}
+        self._devices: dict[int, list[int]] = {}  # by fan-out: accepted, ended, parked
+        self._unparked: list[tuple[int, int, str]] = []
+        self._released: list[tuple[int, int]] = []  # parked, so no longer in memory
+        self._due: list[tuple[Lane, int]] = []
+        self._finished: set[int] = set()
+        self._done: list[tuple[int, int]] = []
+        self.rows: list[tuple[Any, ...]] = []
+
+    def add(self, ends: Sequence[End], retries: Sequence[Retry]) -> None:
+        """Raises ValueError: a retry of what is not claimed."""
+        for retry in retries:
+            self._retry(retry)
+        logs, ended, any_parked = self._logs, self._ended, bool(self._memory.parked)
+        for end in ends:
+            log = logs.get(end.batch)
+            if log is None:
+                log = logs[end.batch] = LogWriter(self._now)
+            log.end(end)
+            if end.device_token is not None:
+                counts = self._devices.setdefault(end.batch, [0, 0, 0])
+                counts[2] -= self._unpark(end.batch, -1, end.device_token)
+                counts[0 if end.outcome == "accepted" else 1] += 1
+                continue
+            if any_parked:
+                self._unpark(end.batch, end.index, "")
+            indexes = ended.get(end.batch)
+            if indexes is None:
+                indexes = ended[end.batch] = set()
+            indexes.add(end.index)
+
+    def _retry(self, retry: Retry) -> None:
+        number, memory = retry.batch, self._memory
+        log = self._logs.get(number)
+        if log is None:
+            log = self._logs[number] = LogWriter(self._now)
+        if retry.device_token is not None:
+            walk = memory.walks.get(number)
+            if walk is None:
+                log.end(_purged(retry))
+                return
+            lane, index, device = walk.lane, -1, retry.device_token
+            counts = self._devices.setdefault(number, [0, 0, 0])
+            counts[2] += 1 - self._unpark(number, -1, device)
+        else:
+            batch = memory.batches.get(number)
+            if batch is None:
+                raise ValueError(f"a retry of batch {number}, of which nothing is claimed")
+            if batch.purged:
+                log.end(_purged(retry))
+                self._ended.setdefault(number, set()).add(retry.index)
+                return
+            lane, index, device = batch.lane, retry.index, ""
+            self._unpark(number, index, "")
+            self._released.append((number, index))
+            if index in batch.marked:
+                self.rows.append((self._kinds.unmark, number, index))
+        log.retry(retry)
+        # Never behind the cursor that reads what is due.
+        due = max(int(retry.due_at * 1_000), lane.due_cursor[0] + 1)
+        self.rows.append((self._kinds.park, lane.number, due, number, index, device, retry.attempts))
+        self._due.append((lane, due))
+
+    def _unpark(self, number: int, index: int, device: str) -> bool:
+        due = self._memory.parked.get((number, index, device))
+        if due is None:
+            return False
+        lane = self._memory.lane_of(number)
+        self.rows.append((self._kinds.unpark, lane.number, due, number, index, device))
+        self._unparked.append((number, index, device))
+        return True
+
+    def add_page(self, fanout: int, cursor: str, accepted: int, last: bool) -> None:
+        counts = self._devices.pop(fanout, [0, 0, 0])
+        counts[0] += accepted
+        self.rows.append((self._kinds.page, fanout, cursor, *counts, int(last)))
+        self._paged = (fanout, cursor, counts, last)
+
+    _paged: tuple[int, str, list[int], bool] | None = None
+
+    def close(self) -> None:
+        """Finish the rows."""
+        memory, kinds = self._memory, self._kinds
+        for number, log in self._logs.items():
+            lane = None
+            batch = memory.batches.get(number)
+            if batch is not None and number in self._ended:
+                new = self._ended[number] - batch.ended
+                if batch.left == len(new):
+                    lane = batch.lane.number
+                    self._finished.add(number)
+                if batch.marked:
+                    self.rows.extend((kinds.unmark, number, index) for index in new & batch.marked)
+            self.rows.append((kinds.outcome, number, self._log_id, log.failed, log.packed(), lane))
+        for number, counts in self._devices.items():
+            self.rows.append((kinds.page, number, None, *counts, 0))
+        self._done, memory.done = memory.done, []
+        self.rows.extend((kinds.outcome, number, None, None, None, lane) for number, lane in self._done)
+
+    def failed(self) -> None:
+        """Nothing of it is known to be on disk."""
+        self._memory.done += self._done
+
+    def recorded(self) -> bool:
+        """It is on disk: let memory follow. Returns whether something became due."""
+        memory = self._memory
+        for name in self._unparked:
+            memory.parked.pop(name, None)
+        for lane, due in self._due:
+            lane.next_due = min(lane.next_due, due)
+        for number, index in self._released:
+            batch = memory.batches.get(number)
+            if batch is not None:
+                batch.held -= 1
+                batch.marked.discard(index)
+                memory.let_go(number)
+        for number, indexes in self._ended.items():
+            self._record_ended(number, indexes)
+        for number, counts in self._devices.items():
+            self._count_devices(number, counts, None, False)
+        if self._paged is not None:
+            fanout, cursor, counts, last = self._paged
+            self._count_devices(fanout, counts, cursor, last)
+        return bool(self._due)
+
+    def _record_ended(self, number: int, indexes: set[int]) -> None:
+        memory = self._memory
+        batch = memory.batches.get(number)
+        if batch is None:
+            return
+        new = indexes - batch.ended
+        batch.ended |= new
+        batch.left -= len(new)
+        batch.held -= len(new)
+        batch.marked -= new
+        if not batch.purged:
+            memory.count_down(batch.lane, len(new))
+            if not batch.left and number not in self._finished:
+                memory.done.append((number, batch.lane.number))
+        memory.let_go(number)
+
+    def _count_devices(self, number: int, counts: list[int], cursor: str | None, last: bool) -> None:
+        walk = self._memory.walks.get(number)
+        if walk is None:
+            return
+        accepted, ended, parked = counts
+        walk.fanout.accepted += accepted
+        walk.fanout.ended += ended
+        walk.parked += parked
+        walk.walked = walk.walked or last
+        if cursor is not None:
+            walk.fanout.cursor = cursor
+        if walk.walked and not walk.parked:
+            self._memory.drop_walk(walk)
+
+
+def _purged(retry: Retry) -> End:
+    return End(
+        retry.batch, retry.index, "failed", retry.at, retry.status, PURGED, retry.attempts, retry.device_token
+    )

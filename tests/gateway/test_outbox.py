@@ -1,0 +1,587 @@
+"""The outbox: what is accepted is there until it has its one end, whoever dies meanwhile."""
+
+import hashlib
+
+import pytest
+import trio
+import trio.testing
+
+from fastpush.gateway.outbox import (
+    MAX_BATCH_ENTRIES,
+    Audience,
+    Chunk,
+    End,
+    Entry,
+    Idempotency,
+    IdempotencyConflict,
+    OutboxBusy,
+    Retry,
+)
+from fastpush.gateway.outbox.sqlite import Keep, OutboxLimits, open_outbox
+from fastpush.gateway.storage import Limits, StorageFull, open_storage
+
+ROOMY = Limits(low_water_octets=0, low_water_share=0.0, reserve_octets=4_096)
+PATIENT = OutboxLimits(pending_after=60.0)
+APP = "com.example.app"
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1_800_000_000.0
+
+    def __call__(self):
+        return self.now
+
+
+class Life:
+    """One process after the other on the same file: leaving the block is its death."""
+
+    def __init__(self, path, **settings):
+        self.path = path
+        self.clock = Clock()
+        self.settings = {"limits": PATIENT, "clock": self.clock} | settings
+
+    async def __aenter__(self):
+        self._storage = open_storage(self.path, ROOMY)
+        self.storage = await self._storage.__aenter__()
+        self.outbox = await open_outbox(self.storage, **self.settings)
+        return self.outbox
+
+    async def __aexit__(self, *error):
+        return await self._storage.__aexit__(*error)
+
+
+@pytest.fixture
+def life(tmp_path):
+    return Life(tmp_path / "gateway.db")
+
+
+def entry(number=0, **fields):
+    return Entry(f"{number:064x}", b'{"aps":{"alert":"%d"}}' % number, **fields)
+
+
+def entries(count, first=0, **fields):
+    return [entry(number, **fields) for number in range(first, first + count)]
+
+
+def ends(claims, outcome="accepted", at=1_800_000_001.0, **fields):
+    fields = {"status": 200 if outcome == "accepted" else 0} | fields
+    return [End(claim.batch, claim.index, outcome, at, **fields) for claim in claims]
+
+
+def tokens(claims):
+    return [int(claim.entry.device_token, 16) for claim in claims]
+
+
+async def test_what_is_accepted_is_claimed_once_and_settled(life):
+    async with life as outbox:
+        acceptance = await outbox.accept(APP, entries(3), source="test")
+        assert (acceptance.count, acceptance.repeated) == (3, False)
+        assert outbox.waiting()[APP].count == 3
+        claims = await outbox.claim(APP, 2)
+        assert tokens(claims) == [0, 1]
+        assert [claim.apns_id for claim in claims] == [acceptance.apns_id(0), acceptance.apns_id(1)]
+        assert claims[0].entry == entry(0)
+        assert tokens(await outbox.claim(APP, 5)) == [2]
+        assert await outbox.claim(APP, 5) == []
+        assert await outbox.claim("com.example.unknown", 5) == []
+        await outbox.settle(ends(claims))
+        assert outbox.waiting()[APP].count == 1
+        found = await outbox.find_batch(acceptance.batch)
+        assert (found.outcomes, found.waiting, found.source) == ({"accepted": 2}, 1, "test")
+
+
+async def test_what_had_no_end_waits_again_after_a_restart(life):
+    async with life as outbox:
+        await outbox.accept(APP, entries(10))
+        await outbox.accept(APP, entries(5, 10))
+        claims = await outbox.claim(APP, 12)
+        await outbox.settle(
+            ends(claims[:4]) + ends(claims[10:11], "rejected", status=410, reason="Unregistered")
+        )
+    async with life as outbox:
+        assert outbox.waiting()[APP].count >= 10
+        assert tokens(await outbox.claim(APP, 100)) == [*range(4, 10), *range(11, 15)]
+        assert outbox.waiting()[APP].count == 10
+    async with life as outbox:
+        claims = await outbox.claim(APP, 100)
+        await outbox.settle(ends(claims))
+        assert outbox.waiting()[APP].count == 0
+    async with life as outbox:
+        assert await outbox.claim(APP, 100) == []
+        assert outbox.waiting()[APP].count == 0
+
+
+async def test_every_notification_is_found_by_its_id_with_its_story(life):
+    own = bytes(range(16))
+    async with life as outbox:
+        acceptance = await outbox.accept(APP, [entry(1), entry(2, apns_id=own), entry(3)], source="key ops")
+        claims = await outbox.claim(APP, 3)
+        await outbox.settle(
+            ends(claims[1:2], "rejected", status=400, reason="BadDeviceToken"),
+            [Retry(claims[0].batch, 0, 1_800_000_060.0, 3, 1_800_000_002.0, 503, "ServiceUnavailable")],
+        )
+        record = await outbox.find(acceptance.apns_id(0))
+        assert record.outcome is None
+        assert record.entry == entry(1)
+        assert [(each.outcome, each.status, each.due_at) for each in record.attempts] == [
+            ("retry", 503, 1_800_000_060.0)
+        ]
+        record = await outbox.find(own)
+        assert (record.outcome, record.attempts[0].reason, record.index) == ("rejected", "BadDeviceToken", 1)
+        assert (await outbox.find(acceptance.apns_id(2))).attempts == ()
+        assert await outbox.find(acceptance.apns_id(3)) is None
+        assert await outbox.find(bytes(16)) is None
+        await outbox._keeper.index()
+        assert (await outbox.find(own)).outcome == "rejected"
+    assert acceptance.apns_id(1) == own
+    number = int.from_bytes(acceptance.apns_id(2), "big")
+    assert (number >> 76 & 15, number >> 62 & 3) == (7, 2)  # RFC 9562: version and variant
+    assert number >> 80 == 1_800_000_000_000
+
+
+async def test_ids_grow_with_time_even_if_the_clock_does_not(life):
+    async with life as outbox:
+        seen = [(await outbox.accept(APP, [entry()])).batch for _ in range(3)]
+        life.clock.now -= 3_600
+        seen.append((await outbox.accept(APP, [entry()])).batch)
+    async with life as outbox:
+        seen.append((await outbox.accept(APP, [entry()])).batch)
+    assert seen == sorted(set(seen))
+
+
+async def test_high_priority_overtakes(life):
+    async with life as outbox:
+        await outbox.accept(APP, entries(3))
+        await outbox.accept(APP, entries(2, 10, high=True))
+        assert tokens(await outbox.claim(APP, 1, high=False)) == [0]
+        assert tokens(await outbox.claim(APP, 3)) == [10, 11, 1]
+        assert await outbox.claim(APP, 3, high=True) == []
+
+
+async def test_a_parked_notification_comes_back_when_it_is_due_also_after_a_restart(life):
+    async with life as outbox:
+        await outbox.accept(APP, entries(3))
+        claims = await outbox.claim(APP, 3)
+        await outbox.settle(
+            ends(claims[:1]),
+            [Retry(claims[1].batch, 1, life.clock() + 60, 3, life.clock()),
+             Retry(claims[2].batch, 2, life.clock() + 30, 2, life.clock())],
+        )  # fmt: skip
+        assert await outbox.claim(APP, 3) == []
+        life.clock.now += 31
+        (claim,) = await outbox.claim(APP, 3)
+        assert (claim.index, claim.attempts, claim.entry) == (2, 2, entry(2))
+        assert await outbox.claim(APP, 3) == []
+    async with life as outbox:
+        # It was claimed and has no end: due still.
+        assert [claim.index for claim in await outbox.claim(APP, 3)] == [2]
+        life.clock.now += 30
+        assert [claim.index for claim in await outbox.claim(APP, 3)] == [1]
+        await outbox.settle([End(claim.batch, 2, "failed", life.clock(), attempts=3)])
+        await outbox.settle([], [Retry(claim.batch, 1, life.clock() - 5, 4, life.clock())])
+        (claim,) = [*await outbox.claim(APP, 3), *await trio_later(life, outbox)][:1]
+        assert (claim.index, claim.attempts) == (1, 4)
+        await outbox.settle(ends([claim]))
+        assert outbox.waiting()[APP].count == 0
+    async with life as outbox:
+        life.clock.now += 1_000
+        assert await outbox.claim(APP, 3) == []
+        assert (await outbox.find_batch(claim.batch)).outcomes == {"accepted": 2, "failed": 1}
+
+
+async def trio_later(life, outbox):
+    life.clock.now += 1
+    return await outbox.claim(APP, 3)
+
+
+async def test_what_must_not_be_sent_twice_ends_unknown_after_a_crash(life):
+    async with life as outbox:
+        acceptance = await outbox.accept(APP, entries(4, delivery="once"))
+        claims = await outbox.claim(APP, 3)
+        await outbox.settle(
+            ends(claims[:1]), [Retry(claims[1].batch, 1, life.clock() + 5, 1, life.clock(), 503, "Shutdown")]
+        )
+        rows = await life.storage.read(lambda c: c.execute("SELECT place FROM sending").fetchall())
+        assert rows == [(2,)]  # on disk before `claim` returned; gone with the end, and with the retry
+    async with life as outbox:
+        assert (await outbox.find(acceptance.apns_id(2))).outcome == "unknown"
+        assert [claim.index for claim in await outbox.claim(APP, 9)] == [3]
+        life.clock.now += 6
+        assert [claim.index for claim in await outbox.claim(APP, 9)] == [1]
+    async with life as outbox:
+        assert await outbox.claim(APP, 9) == []
+        assert (await outbox.find_batch(acceptance.batch)).outcomes == {"accepted": 1, "unknown": 3}
+
+
+async def test_a_cancelled_claim_leaves_nothing_behind(life):
+    async with life as outbox:
+        await outbox.accept(APP, entries(3, delivery="once"))
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(outbox.claim, APP, 3)
+                await trio.testing.wait_all_tasks_blocked()
+                scope.cancel()
+        assert tokens(await outbox.claim(APP, 3)) == [0, 1, 2]
+
+
+async def test_settling_twice_is_settling_once(life):
+    async with life as outbox:
+        acceptance = await outbox.accept(APP, entries(3))
+        claims = await outbox.claim(APP, 3)
+        for _ in range(2):
+            await outbox.settle(ends(claims[:2]))
+        assert outbox.waiting()[APP].count == 1
+        await outbox.settle(ends(claims))
+        assert outbox.waiting()[APP].count == 0
+        assert (await outbox.find_batch(acceptance.batch)).outcomes == {"accepted": 3}
+        with pytest.raises(ValueError, match="of which nothing is claimed"):
+            await outbox.settle([], [Retry(acceptance.batch, 0, 0.0, 1, 0.0)])
+
+
+async def test_two_that_settle_the_rest_of_a_batch_at_once_finish_it(life):
+    async with life as outbox:
+        await outbox.accept(APP, entries(4))
+        claims = await outbox.claim(APP, 4)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(outbox.settle, ends(claims[:2]))
+            nursery.start_soon(outbox.settle, ends(claims[2:]))
+        await outbox.accept(APP, [entry(9)])
+        await outbox.settle(ends(await outbox.claim(APP, 1)))
+        rows = await life.storage.read(lambda c: c.execute("SELECT count(*) FROM waiting").fetchone())
+        assert rows == (0,)
+
+
+# Idempotency.
+
+
+def named(key="k", body=b"body"):
+    return Idempotency("ops", key, hashlib.sha256(body).digest())
+
+
+async def test_a_repeated_request_is_accepted_once(life):
+    async with life as outbox:
+        first = await outbox.accept(APP, entries(3), idempotency=named())
+        again = await outbox.accept(APP, entries(3), idempotency=named())
+        assert (again.batch, again.count, again.repeated) == (first.batch, 3, True)
+        assert again.apns_id(2) == first.apns_id(2)
+        with pytest.raises(IdempotencyConflict):
+            await outbox.accept(APP, entries(4), idempotency=named(body=b"other"))
+        other = await outbox.accept(APP, entries(1), idempotency=Idempotency("dev", "k", b"x" * 32))
+        assert not other.repeated
+    async with life as outbox:
+        written = []
+        again = await outbox.accept(APP, entries(3), idempotency=named(), also=written.append)
+        assert again.repeated
+        assert not written
+        assert len(await outbox.claim(APP, 100)) == 4
+
+
+async def test_repetitions_at_once_are_one(life, seed):
+    """D11: 5,000 requests, each sent 1 to 4 times, also over restarts."""
+    requests = [number for number in range(5_000) for _ in range(seed.randint(1, 4))]
+    seed.shuffle(requests)
+    found = {}
+    accepted = 0
+
+    async def post(outbox, number):
+        nonlocal accepted
+        acceptance = await outbox.accept(APP, [entry(number)], idempotency=named(f"{number}", b"%d" % number))
+        accepted += not acceptance.repeated
+        assert found.setdefault(number, acceptance.apns_id(0)) == acceptance.apns_id(0)
+
+    for part in range(3):
+        async with life as outbox, trio.open_nursery() as nursery:
+            for number in requests[part::3]:
+                nursery.start_soon(post, outbox, number)
+    assert accepted == len(found) == 5_000
+    async with life as outbox:
+        assert len(await outbox.claim(APP, 20_000)) == 5_000
+
+
+async def test_an_own_apns_id_is_in_the_repeated_answer_too(life):
+    own = b"o" * 16
+    async with life as outbox:
+        await outbox.accept(APP, [entry(1), entry(2, apns_id=own)], idempotency=named())
+        again = await outbox.accept(APP, [entry(1), entry(2, apns_id=own)], idempotency=named())
+        assert again.apns_id(1) == own
+
+
+async def test_what_else_is_written_is_in_the_same_transaction(life):
+    async with life as outbox:
+        await life.storage.add_schema("alarms", [("CREATE TABLE alarm (name TEXT)",)])
+
+        def also(connection):
+            connection.execute("INSERT INTO alarm VALUES ('switch down')")
+
+        def fails(connection):
+            also(connection)
+            raise LookupError
+
+        await outbox.accept(APP, [entry(1)], also=also)
+        with pytest.raises(LookupError):
+            await outbox.accept(APP, [entry(2)], also=fails)
+        assert tokens(await outbox.claim(APP, 5)) == [1]
+        assert await life.storage.read(lambda c: c.execute("SELECT * FROM alarm").fetchall()) == [
+            ("switch down",)
+        ]
+
+
+async def test_an_upload_goes_on_where_it_was_cut(life):
+    async with life as outbox:
+        stream = await outbox.open_stream(APP, idempotency=named())
+        assert (stream.lines, stream.answer) == (0, None)
+        await outbox.accept(APP, entries(3), chunk=Chunk(stream.stream, 0, 3, b"3"))
+        await outbox.accept(APP, entries(2, 3), chunk=Chunk(stream.stream, 3, 6, b"6"))
+        with pytest.raises(IdempotencyConflict):  # the repetition of a part that was stored
+            await outbox.accept(APP, entries(2, 3), chunk=Chunk(stream.stream, 3, 6, b"6"))
+    async with life as outbox:
+        again = await outbox.open_stream(APP, idempotency=named())
+        assert (again.stream, again.lines, again.running_hash, again.entries) == (stream.stream, 6, b"6", 5)
+        await outbox.accept(APP, entries(1, 5), chunk=Chunk(again.stream, 6, 7, b"7"))
+        await outbox.finish_stream(again.stream, b"answer")
+        assert (await outbox.open_stream(APP, idempotency=named())).answer == b"answer"
+        assert tokens(await outbox.claim(APP, 100)) == [0, 1, 2, 3, 4, 5]
+        found = await outbox.find_batch(stream.stream)
+        assert (found.kind, found.count, found.waiting, len(found.batches)) == ("stream", 6, 6, 3)
+        assert (await outbox.open_stream(APP)).stream != stream.stream
+
+
+# Memory and limits.
+
+
+async def test_what_finds_no_room_in_memory_is_read_back_in_order(life):
+    life.settings["limits"] = OutboxLimits(ready_entries=10, pending_after=60.0)
+    async with life as outbox:
+        for first in range(0, 5_000, 5):
+            await outbox.accept(APP, entries(5, first))
+            assert len(outbox._memory.batches) <= 4
+        got = []
+        for size in (3, 700, 1, 2_000, 5_000):
+            claims = await outbox.claim(APP, size)
+            got += tokens(claims)
+            await outbox.settle(ends(claims[::2]))
+            await outbox.settle(ends(claims[1::2]))
+            # What comes meanwhile waits behind.
+            await outbox.accept(APP, entries(1, 5_000 + size))
+        assert got == [*range(5_000), 5_003, 5_700, 5_001, 7_000][: len(got)]
+        assert len(got) == 5_004
+        assert len(outbox._memory.batches) <= 1
+
+
+async def test_too_much_is_refused_and_high_priority_last(life):
+    life.settings["limits"] = OutboxLimits(waiting_entries=10, pending_after=60.0)
+    async with life as outbox:
+        await outbox.accept(APP, entries(9))
+        with pytest.raises(OutboxBusy) as refused:
+            await outbox.accept(APP, entries(1))
+        assert refused.value.retry_after == 30.0
+        await outbox.accept(APP, entries(1, high=True))
+        with pytest.raises(OutboxBusy):
+            await outbox.accept(APP, entries(1, high=True))
+        await outbox.settle(ends(await outbox.claim(APP, 10)))
+        await outbox.accept(APP, entries(1))
+
+
+@pytest.mark.parametrize("count", [0, MAX_BATCH_ENTRIES + 1])
+async def test_a_batch_has_its_limits(life, count):
+    async with life as outbox:
+        with pytest.raises(ValueError, match=f"{count} entries"):
+            await outbox.accept(APP, entries(count))
+
+
+async def test_below_the_low_water_mark_nothing_is_accepted_and_outcomes_are_written(life):
+    async with life as outbox:
+        await outbox.accept(APP, entries(2))
+        claims = await outbox.claim(APP, 2)
+        life.storage._file.full = True
+        with pytest.raises(StorageFull):
+            await outbox.accept(APP, entries(2))
+        await outbox.settle(ends(claims))
+    async with life as outbox:
+        assert await outbox.claim(APP, 2) == []
+
+
+# Fan-outs.
+
+
+async def test_a_fanout_is_walked_and_its_place_survives(life):
+    async with life as outbox:
+        audience = Audience(any_of=("noc",))
+        template = Entry(None, b'{"aps":{}}', high=True)
+        acceptance = await outbox.accept_fanout(APP, audience, template, idempotency=named())
+        assert (await outbox.accept_fanout(APP, audience, template, idempotency=named())).repeated
+        (fanout,) = await outbox.claim_fanouts(APP)
+        assert (fanout.id, fanout.audience, fanout.entry, fanout.cursor) == (
+            acceptance.batch, audience, template, "",
+        )  # fmt: skip
+        ids = {token: fanout.apns_id(token) for token in ("a", "b", "c", "d")}
+        await outbox.settle_page(
+            fanout.id,
+            "c",
+            accepted=1,
+            ends=[End(fanout.id, -1, "rejected", life.clock(), 410, "Unregistered", 1, "b")],
+            retries=[Retry(fanout.id, -1, life.clock() + 5, 1, life.clock(), 503, "Shutdown", "c")],
+        )
+    async with life as outbox:
+        (fanout,) = await outbox.claim_fanouts(APP)
+        assert (fanout.cursor, fanout.accepted, fanout.ended) == ("c", 1, 1)
+        assert {token: fanout.apns_id(token) for token in ids} == ids
+        await outbox.settle_page(fanout.id, "d", accepted=1, ends=[], retries=[], last=True)
+        assert await outbox.claim_fanouts(APP) == []
+        assert outbox.waiting()[APP].fanouts == 1  # one device is still to be sent to
+        life.clock.now += 6
+        (claim,) = await outbox.claim(APP, 5)
+        assert (claim.index, claim.apns_id, claim.entry.device_token) == (-1, ids["c"], "c")
+        await outbox.settle([End(fanout.id, -1, "accepted", life.clock(), 200, "", 2, "c")])
+        assert outbox.waiting()[APP].fanouts == 0
+        record = await outbox.find(ids["b"])
+        assert (record.outcome, record.entry.device_token) == ("rejected", "b")
+        assert [each.outcome for each in (await outbox.find(ids["c"])).attempts] == ["retry", "accepted"]
+        assert await outbox.find(ids["a"]) is None  # accepted at once: counted only
+        found = await outbox.find_batch(fanout.id)
+        assert (found.count, found.waiting, found.outcomes) == (4, 0, {"accepted": 3, "rejected": 1})
+    async with life as outbox:
+        assert await outbox.claim_fanouts(APP) == []
+        assert (await outbox.find_batch(fanout.id)).outcomes == {"accepted": 3, "rejected": 1}
+
+
+async def test_a_page_that_must_not_be_sent_twice_is_unknown_after_a_crash(life):
+    async with life as outbox:
+        acceptance = await outbox.accept_fanout(APP, Audience(), Entry(None, b"{}", delivery="once"))
+        await outbox.begin_page(acceptance.batch, "m", 500)
+        await outbox.settle_page(acceptance.batch, "m", accepted=500, ends=[], retries=[])
+        await outbox.begin_page(acceptance.batch, "z", 300)
+    async with life as outbox:
+        (fanout,) = await outbox.claim_fanouts(APP)
+        assert (fanout.cursor, fanout.accepted, fanout.ended) == ("z", 500, 300)
+        assert (await outbox.find_batch(fanout.id)).outcomes == {"accepted": 500, "unknown": 300}
+
+
+# Commands.
+
+
+async def test_a_paused_app_hands_nothing_out_also_after_a_restart(life):
+    async with life as outbox:
+        await outbox.pause(APP)
+        await outbox.accept(APP, entries(1))
+        assert await outbox.claim(APP, 1) == []
+    async with life as outbox:
+        assert outbox.waiting()[APP].paused
+        assert await outbox.claim(APP, 1) == []
+        await outbox.resume(APP)
+        assert tokens(await outbox.claim(APP, 1)) == [0]
+
+
+async def test_a_purge_ends_all_that_waits(life):
+    life.settings["limits"] = OutboxLimits(ready_entries=10, pending_after=60.0)
+    async with life as outbox:
+        first = await outbox.accept(APP, entries(4))
+        for number in range(30):
+            await outbox.accept(APP, entries(2, 10 + number))
+        other = await outbox.accept("com.example.other", entries(1))
+        await outbox.accept_fanout(APP, Audience(), Entry(None, b"{}"))
+        claims = await outbox.claim(APP, 2)
+        await outbox.settle([], [Retry(first.batch, 1, life.clock() + 5, 1, life.clock())])
+        assert await outbox.purge(APP) == 64
+        assert outbox.waiting()[APP].count == outbox.waiting()[APP].fanouts == 0
+        assert await outbox.claim(APP, 100) == []
+        await outbox.settle(ends(claims[:1]))  # was in flight
+        assert outbox.waiting()[APP].count == 0
+        assert (await outbox.find_batch(first.batch)).outcomes == {"accepted": 1, "failed": 3}
+        assert (await outbox.find(first.apns_id(3))).attempts[0].reason == "Purged"
+        await outbox.accept(APP, entries(1, 99))
+        assert tokens(await outbox.claim(APP, 9)) == [99]
+    async with life as outbox:
+        life.clock.now += 60
+        assert tokens(await outbox.claim(APP, 9)) == [99]
+        assert tokens(await outbox.claim("com.example.other", 9)) == [0]
+        assert (await outbox.find_batch(other.batch)).waiting == 1
+
+
+async def test_waiting_for_work_misses_nothing(life, autojump_clock):
+    async with life as outbox:
+        seen = await outbox.wait_for_work()
+        assert await outbox.claim(APP, 1) == []
+        await outbox.accept(APP, entries(1))
+        seen = await outbox.wait_for_work(seen)
+        (claim,) = await outbox.claim(APP, 1)
+        await outbox.settle([], [Retry(claim.batch, 0, life.clock() + 20, 1, life.clock())])
+        seen = await outbox.wait_for_work(seen)
+
+
+# What is kept.
+
+
+async def test_old_bodies_and_histories_are_dropped_and_nothing_that_waits(life):
+    life.settings["keep"] = Keep(bodies_after=100, failed_bodies_after=1_000, history_after=5_000)
+    async with life as outbox:
+        done = await outbox.accept(APP, entries(2), idempotency=named())
+        mixed = await outbox.accept(APP, [entry(5), entry(6, apns_id=b"m" * 16)])
+        waiting = await outbox.accept(APP, entries(1, 9))
+        claims = await outbox.claim(APP, 4)
+        await outbox.settle(ends(claims[:3]) + ends(claims[3:], "failed", status=503))
+        await outbox._keeper.index()
+
+        async def payloads(acceptance):
+            found = [await outbox.find(acceptance.apns_id(index)) for index in range(acceptance.count)]
+            return [record and bool(record.entry.payload) for record in found]
+
+        await outbox._keeper.trim()
+        assert await payloads(done) == [True, True]
+        life.clock.now += 101
+        await outbox._keeper.trim()
+        assert await payloads(done) == [False, False]
+        assert await payloads(mixed) == [False, True]
+        assert await payloads(waiting) == [True]
+        assert (await outbox.find(b"m" * 16)).entry.payload == entry(6).payload
+        life.clock.now += 1_000
+        await outbox._keeper.trim()
+        assert await payloads(mixed) == [False, False]
+        life.clock.now += 5_000
+        await outbox._keeper.trim()
+        assert await payloads(done) == [None, None]
+        assert await payloads(mixed) == [None, None]
+        assert await payloads(waiting) == [True]
+        for _ in range(256):
+            await outbox._keeper.forget_names()
+        assert (await outbox.accept(APP, entries(2), idempotency=named())).repeated  # 24 hours
+        life.clock.now += 86_400
+        for _ in range(256):
+            await outbox._keeper.forget_names()
+        assert not (await outbox.accept(APP, entries(2), idempotency=named())).repeated
+    async with life as outbox:
+        assert tokens(await outbox.claim(APP, 9)) == [9, 0, 1]
+
+
+async def test_history_is_bounded_by_size_oldest_first(life):
+    life.settings["keep"] = Keep(history_octets=2 << 20)
+    async with life as outbox:
+        first = await outbox.accept(APP, [entry(1)])
+        for number in range(20):
+            await outbox.accept(APP, [Entry(f"{number:064x}", bytes([n]) * 4_000) for n in range(100)])
+        while claims := await outbox.claim(APP, 1_000):
+            await outbox.settle(ends(claims))
+            life.clock.now += 1
+        kept = await outbox.accept(APP, [entry(2)])
+        before = (await life.storage.read(lambda c: c.execute("PRAGMA page_count").fetchone()))[0]
+        await outbox._keeper.trim()
+        after = (await life.storage.read(lambda c: c.execute("PRAGMA page_count").fetchone()))[0]
+        assert after < before / 2
+        assert await outbox.find(first.apns_id(0)) is None
+        assert await outbox.find(kept.apns_id(0)) is not None
+        assert tokens(await outbox.claim(APP, 9)) == [2]
+
+
+async def test_its_house_is_kept_while_it_runs(life):
+    async with life as outbox, trio.open_nursery() as nursery:
+        acceptance = await outbox.accept(APP, [entry(1, apns_id=b"i" * 16)])
+        assert acceptance.apns_id(0) == b"i" * 16
+        await nursery.start(outbox.run)
+        with trio.fail_after(5):
+            while (  # noqa: ASYNC110 (the disk tells nobody)
+                await life.storage.read(lambda c: c.execute("SELECT count(*) FROM search").fetchone())
+            ) == (0,):
+                await trio.sleep(0.01)
+        assert outbox.waiting()[APP].oldest_at == pytest.approx(life.clock(), abs=0.01)
+        nursery.cancel_scope.cancel()
