@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import os
 import pty
 import re
@@ -534,3 +535,11 @@ def test_a_line_without_end_takes_no_memory() -> None:
         assert splitter.feed(b"x" * 65_536) == []
     (rest,) = splitter.end()
     assert MAX_LINE_OCTETS < len(rest) < 3 * MAX_LINE_OCTETS
+
+
+def test_warnings_go_to_the_terminal_only_while_a_command_runs():
+    """A program that calls the command in its own process keeps its logging as it was."""
+    logger = logging.getLogger("fastpush")
+    before = (list(logger.handlers), logger.propagate)
+    CliRunner().invoke(main, ["send", "--help"], prog_name="fastpush")
+    assert (list(logger.handlers), logger.propagate) == before

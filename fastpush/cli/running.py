@@ -86,10 +86,17 @@ class _Troubles(logging.Handler):
 
 
 def show_warnings() -> None:
-    """Have warnings of the library reach the person at the keyboard, as plain lines."""
+    """Have warnings of the library reach whoever sits at the keyboard while the command runs, in plain lines."""
     logger = logging.getLogger("fastpush")
-    logger.addHandler(_Troubles())
+    handler, propagated = _Troubles(), logger.propagate
+
+    def stop() -> None:
+        logger.removeHandler(handler)
+        logger.propagate = propagated
+
+    logger.addHandler(handler)
     logger.propagate = False
+    click.get_current_context().call_on_close(stop)
 
 
 def write_json(value: dict[str, Any]) -> None:
