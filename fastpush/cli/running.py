@@ -86,7 +86,7 @@ class _Troubles(logging.Handler):
 
 
 def show_warnings() -> None:
-    """Have warnings of the library reach whoever sits at the keyboard while the command runs, in plain lines."""
+    """Write the library's warnings to standard error, as plain lines, while the command runs."""
     logger = logging.getLogger("fastpush")
     handler, propagated = _Troubles(), logger.propagate
 
