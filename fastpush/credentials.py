@@ -286,14 +286,15 @@ class SigningKey(Credential):
           InvalidCredential: naming what was found and the cure.
         """
         source = os.fspath(path)
+        data = files.read_file(path, files.MAX_SIGNING_KEY_OCTETS)
         if key_id is None:
             named = _KEY_FILE_NAME.fullmatch(os.path.basename(source))
             if named is None:
-                raise InvalidCredential(
-                    f"{source}: give key_id; it is not in the file's name, as in AuthKey_<key id>.p8"
-                )
+                with files.wiped(data):
+                    raise InvalidCredential(
+                        f"{source}: give key_id; it is not in the file's name, as in AuthKey_<key id>.p8"
+                    )
             key_id = named[1]
-        data = files.read_file(path, files.MAX_SIGNING_KEY_OCTETS)
         return cls._load(
             data, source, key_id, team_id, topics, environments, deterministic, token_cache_dir, monotonic
         )

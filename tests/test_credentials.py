@@ -555,6 +555,9 @@ def test_a_signing_key_comes_from_its_file_and_takes_its_key_id_from_apples_name
 
 def test_a_name_that_is_not_apples_needs_a_key_id(issued, tmp_path):
     path = tmp_path / "push.p8"
+    assert refusal(SigningKey.from_file, path, team_id="DEF123GHIJ") == (
+        f"{path}: cannot be read: No such file or directory"
+    )
     path.write_bytes(issued.p8)
     assert refusal(SigningKey.from_file, path, team_id="DEF123GHIJ") == (
         f"{path}: give key_id; it is not in the file's name, as in AuthKey_<key id>.p8"

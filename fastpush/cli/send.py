@@ -162,7 +162,7 @@ def send(
     A file has one JSON object a line: device_token, payload, and where needed topic, push_type, priority,
     expiration, collapse_id, apns_id. It may be of any length, and - stands for standard input.
     """
-    given = [name for name, value in content.items() if value not in (None, False)]
+    given = [name for name, value in content.items() if value is not None and value is not False]
     if source is not None and device_tokens:
         raise click.UsageError("Give device tokens or --from, not both.")
     if source is not None and given:
@@ -231,6 +231,8 @@ def compose(device_tokens: Iterable[str], content: dict[str, Any]) -> Iterator[N
             yield Notification(device_token, payload, push_type=push_type, expiration=expiration, **content)
     except InvalidNotification as error:
         raise Misuse(str(error)) from None
+    if push_type == "alert" and payload == Payload():
+        raise Misuse("nothing to show: give --title, --body, --badge, --sound or --data")
 
 
 def parse_data(text: str | None) -> dict[str, Any] | None:
