@@ -144,9 +144,9 @@ PIECES = st.lists(
             [
                 b'{"', b'":"', b'","', b'"}', b"{", b"}", b"[", b"]", b",", b"\\", b"\\u", b"\\ud83d",
                 b"alarmid", b"message", b"severity", b"event", b"data", b"<", b"</", b">", b"<alarm>",
-                b"</alarm>", b"<message>", b"<![CDATA[", b"&#xD800;", b"<!DOCTYPE", b"<?xml", b"&", b"=", b"%",
-                b"+", b"--X\r\n", b"--X--", b'Content-Disposition: form-data; name="alarmid"\r\n\r\n', b"\r\n",
-                b"\xff\xfe", b"\xef\xbb\xbf", b"\x00", b"$alarmid", b"payload", b"Clear", b"1709902027793",
+                b"</alarm>", b"<message>", b"<![CDATA[", b"&#xD800;", b"<!DOCTYPE", b"<?xml", b"&", b"=",
+                b"+", b"--X\r\n", b"--X--", b'Content-Disposition: form-data; name="alarmid"\r\n\r\n',
+                b"%", b"\r\n", b"\xff\xfe", b"\xef\xbb\xbf", b"\x00", b"$alarmid", b"payload", b"Clear", b"1709902027793",
             ]
         ),
     ),
