@@ -17,6 +17,7 @@ from benchmarks.servers import NotInstalled
 NAMES = {
     "micro": "nanoseconds of the parts: values, JSON, the HTTP/2 engine; no sockets",
     "instructions": "machine instructions of the parts, counted by callgrind; steady on a busy machine",
+    "outbox": "the gateway's outbox: rows and commits a second, with the trio thread busy too",
     "send": "CPU, rate and memory of a push, beside h2load and the peers, on haproxy",
     "sign": "the provider token: out of the cache, and signed anew",
     "latency": "from the intended send time, by load, round trip and body; use of the windows",

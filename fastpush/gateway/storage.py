@@ -69,6 +69,8 @@ PAGES_OF_A_ROW = 2  # an estimate, for the growth of the log between two checkpo
 
 CLOSE_WITHIN = 10.0  # seconds; a disk that hangs does not keep the process
 GIVE_UP_AFTER, GIVE_UP_WITHIN = 3, 60.0  # flush errors, and seconds
+SLOW_FLUSH = 0.001  # seconds; below it what waits gathers by itself while the last commit is written
+LOOK_AGAIN_AFTER = 0.1  # seconds
 LOOK_EVERY = 1.0  # seconds between looks at the disk while nothing is written
 SAFE_SQLITE = (3, 51, 3)
 
@@ -630,7 +632,7 @@ class _File:
         """The first job and those that wait, or come in a moment if they did so the last time."""
         group: list[Job[Any]] = []
         weight, job = 0, first
-        waited = self._last_weight < 2
+        waited = self._last_weight < 2 or self.flush_after < SLOW_FLUSH
         while job is not None:
             group.append(job)
             weight += job.weight
@@ -752,9 +754,9 @@ class _File:
         return found.f_bavail * found.f_frsize
 
     def look(self) -> None:
-        """Judge the free space and the size of the log; at most every few milliseconds."""
+        """Judge the free space and the size of the log; each look hands Python's lock over: not too often."""
         now = time.monotonic()
-        if now - self._looked_at < 0.005:
+        if now - self._looked_at < LOOK_AGAIN_AFTER:
             return
         self._looked_at = now
         try:

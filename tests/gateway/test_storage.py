@@ -560,6 +560,6 @@ async def test_a_log_that_grows_is_told_of(path, caplog):
     async with open_storage(path, limits) as storage:
         await storage.add_schema("notes", NOTES)
         await storage.write(add("x" * 400_000))
-        await trio.sleep(0.01)
+        await trio.sleep(0.11)
         await storage.write(add("y"))
     assert "the log has grown" in caplog.text
