@@ -467,6 +467,7 @@ class _File:
         self._connection: sqlite3.Connection | None = None
         self._lock_file = -1
         self._since_checkpoint = 0
+        self._since_look = 0
         self._last_weight = 0
         self._wal_told = False
         self._looked_at = 0.0
@@ -729,7 +730,9 @@ class _File:
 
     def _after_commit(self, group: Sequence[Job[Any]]) -> None:
         """What the waiters of this commit need not wait for."""
-        self._since_checkpoint += sum(PAGES_OF_A_ROW * 4_096 * job.weight + job.octets for job in group)
+        written = sum([PAGES_OF_A_ROW * 4_096 * job.weight + job.octets for job in group])
+        self._since_checkpoint += written
+        self._since_look += written
         if self._since_checkpoint > CHECKPOINT_OCTETS and self.broken is None:
             self._since_checkpoint = 0
             self._checkpoint()
@@ -756,8 +759,9 @@ class _File:
     def look(self) -> None:
         """Judge the free space and the size of the log; each look hands Python's lock over: not too often."""
         now = time.monotonic()
-        if now - self._looked_at < LOOK_AGAIN_AFTER:
+        if now - self._looked_at < LOOK_AGAIN_AFTER and self._since_look < self.limits.reserve_octets / 8:
             return
+        self._since_look = 0
         self._looked_at = now
         try:
             found = os.statvfs(self.path.parent)
