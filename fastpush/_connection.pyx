@@ -286,6 +286,7 @@ cdef class Exchange:
     cdef readonly object engine
     cdef CompiledEngine compiled            # the same engine, or None for another kind
     cdef readonly Py_ssize_t in_flight
+    cdef readonly Py_ssize_t awaited        # of these, with a task that waits for it alone
     cdef readonly Py_ssize_t begun          # pushes whose first attempt was here
     cdef readonly Py_ssize_t accepted       # answered with 200
     cdef readonly Py_ssize_t odd_apns_ids   # answers with another apns-id, or none
@@ -403,6 +404,8 @@ cdef class Exchange:
             self.newest.newer = push
         self.newest = push
         self.in_flight += 1
+        if push.collector is None:
+            self.awaited += 1
         return 0
 
     cdef object find_template(self, Notification notification):
@@ -481,6 +484,8 @@ cdef class Exchange:
         push.newer = None
         push.exchange = None
         self.in_flight -= 1
+        if push.collector is None:
+            self.awaited -= 1
         return 0
 
     cdef int give_up(self, Push push) except -1:
