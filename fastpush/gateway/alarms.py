@@ -221,7 +221,7 @@ def _told(row: AlarmRow, event: Event, now: float) -> AlarmRow:
     """The row with the texts and the time of an event that counts."""
     texts = {name: text for name in _TEXTS if (text := getattr(event, name))}
     at = _trusted_at(event, now)
-    newest = row.source_at if at is None else max(at, row.source_at or 0)
+    newest = row.source_at if at is None else at  # no older one counts
     return msgspec.structs.replace(row, seen_at=now, source_at=newest, **texts)
 
 

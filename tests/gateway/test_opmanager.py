@@ -47,6 +47,8 @@ def test_text_of_a_device_closes_no_alarm(name: str) -> None:
     assert event.rank == 4
     assert event.alarm_id == "4092"
     assert event.entity in ("", "core-sw-01_Poll")
+    assert event.device == "core-sw-01"
+    assert event.category in ("", "Switch")
     assert event.at is None
 
 
@@ -133,6 +135,8 @@ def test_a_long_message_is_cut() -> None:
 def test_the_source_is_the_body_s_or_the_route_s() -> None:
     assert parse(b'{"src":"opm7","alarmid":"1"}', source="opm1").source == "opm7"
     assert parse(b'{"alarmid":"1"}', source="opm1").source == "opm1"
+    forged = parse(b'{"alarmid":"1","message":"x","src":"opm7"}', source="opm1")
+    assert (forged.source, forged.quirks) == ("opm1", ("after_message:source",))
 
 
 # Any octets.
@@ -146,7 +150,8 @@ PIECES = st.lists(
                 b"alarmid", b"message", b"severity", b"event", b"data", b"<", b"</", b">", b"<alarm>",
                 b"</alarm>", b"<message>", b"<![CDATA[", b"&#xD800;", b"<!DOCTYPE", b"<?xml", b"&", b"=",
                 b"+", b"--X\r\n", b"--X--", b'Content-Disposition: form-data; name="alarmid"\r\n\r\n',
-                b"%", b"\r\n", b"\xff\xfe", b"\xef\xbb\xbf", b"\x00", b"$alarmid", b"payload", b"Clear", b"1709902027793",
+                b"%", b"\r\n", b"\xff\xfe", b"\xef\xbb\xbf", b"\x00", b"$alarmid", b"payload", b"Clear",
+                b"1709902027793",
             ]
         ),
     ),

@@ -132,7 +132,7 @@ def parse(
     if without_ids and not is_test:
         body.note("no_ids")
     return Event(
-        source=reader.line("source") or source,
+        source=reader.source() or source,
         device=device or address,
         entity=entity,
         alarm_id=alarm_id,
@@ -242,6 +242,13 @@ class _Reader:
             if cleaned:
                 return cleaned
         return ""
+
+    def source(self) -> str:
+        """The name of the instance; behind the message anybody may have written it."""
+        if self.values("source") and not self.before_message("source"):
+            self.body.note("after_message:source")
+            return ""
+        return self.line("source")
 
     def monitor(self) -> str:
         """`monitorname` is the device's name where nothing else is."""
