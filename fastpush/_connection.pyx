@@ -460,7 +460,7 @@ cdef class Exchange:
                 rest.append(event)
                 continue
             apns_id = ended.find(b"apns-id", 7)
-            if apns_id is not None and apns_id != push.apns_id and apns_id.lower() != push.apns_id:
+            if apns_id is None or apns_id != push.apns_id and apns_id.lower() != push.apns_id:
                 self.odd_apns_ids += 1
             self.accepted += 1
             response = make_accepted(push.notification, push.apns_id, push.attempts, now - push.began_at)

@@ -17,7 +17,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-import orjson
 import trio
 
 from fastpush._connection import Exchange, Push
@@ -32,6 +31,7 @@ from fastpush.http2 import (
     StreamEnded,
     open_engine,
 )
+from fastpush.notification import parse_error_body
 from fastpush.transport import BrokenTransport, Proxy, Transport, TransportError, open_transport
 
 __all__ = ["Connection", "Owner"]
@@ -141,6 +141,7 @@ class Connection:
         self._server_errors = 0
         self._accepted_at_rest = 0
         self._rested_at = self.began_at
+        self._oddity_told = False
 
     def __repr__(self) -> str:
         return (
@@ -412,6 +413,9 @@ class Connection:
         now = trio.current_time()
         accepted = self.exchange.accepted
         rest = self.exchange.settle(events, now)
+        if self.exchange.odd_apns_ids and not self._oddity_told:
+            self._oddity_told = True
+            logger.info("%s answers with another apns-id, or none; the stream tells whose it is", self.host)
         answered = self.exchange.accepted > accepted
         if answered:
             self._strikes = self._server_errors = 0
@@ -490,10 +494,6 @@ def _authority(host: str, port: int) -> bytes:
 
 
 def _goaway_reason(debug_data: bytes) -> str | None:
-    """APNs' reason in GOAWAY's debug data: in JSON ("Handling error responses from APNs"), or text."""
-    try:
-        found = orjson.loads(debug_data)
-    except orjson.JSONDecodeError:
-        return ascii(debug_data.decode("utf-8", "replace"))[1:-1] or None
-    reason = found.get("reason") if isinstance(found, dict) else None
-    return reason if isinstance(reason, str) else None
+    """APNs' reason in GOAWAY's debug data: in JSON ("Handling error responses from APNs"), or as text."""
+    reason, _ = parse_error_body(debug_data)
+    return reason or ascii(debug_data.decode("utf-8", "replace"))[1:-1] or None

@@ -15,7 +15,7 @@ from hyperframe.frame import GoAwayFrame, PingFrame, RstStreamFrame
 
 import fastpush
 from fastpush import Connected, CredentialWasRefused
-from fastpush.connection import Connection, _authority
+from fastpush.connection import Connection, _authority, _goaway_reason
 from fastpush.simulator import Answer, Delay, Goaway, Settings, Swallow, open_simulator
 from tests.http2 import frames
 from tests.peers import (
@@ -679,3 +679,37 @@ async def test_who_awaits_an_answer_is_not_kept_waiting(clock):
             assert connection._rest(101.0) == 0.0
             nursery.cancel_scope.cancel()
         assert connection.exchange.awaited == 0
+
+
+@pytest.mark.parametrize("fields", [[], [(b"apns-id", b"12345678-9abc-4def-8123-456789abcdef")]])
+async def test_row_51_an_apns_id_that_differs_or_is_missing_is_logged_once(clock, tmp_path, caplog, fields):
+    async def script(peer):
+        await peer.start()
+        while True:
+            stream_id = await peer.request()
+            await peer.send(peer.made.headers(stream_id, 200, fields, end_stream=True))
+
+    caplog.set_level(logging.INFO, "fastpush.connection")
+    async with open_peer(script, tmp_path, client={"max_connections": 1}) as (server, client):
+        responses = await send_all(client, pushes(3))
+        assert outcomes(responses) == {"accepted": 3}
+        [peer] = server.peers
+        assert {response.apns_id for response in responses} == set(peer.apns_ids)
+    assert [record.getMessage() for record in caplog.records if "apns-id" in record.getMessage()] == [
+        "127.0.0.1 answers with another apns-id, or none; the stream tells whose it is"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("debug_data", "reason"),
+    [
+        (b'{"reason":"BadCertificate"}', "BadCertificate"),
+        (b'{"reason":"Shut\\ndown\\u001b[2J"}', "Shutdown[2J"),
+        (b"max age\n\x1b[2J\xff", r"max age\n\x1b[2J\ufffd"),
+        (b'{"cause":1}\n', r'{"cause":1}\n'),
+        (b"", None),
+    ],
+)
+def test_what_a_goaway_says_is_one_line_of_plain_characters(debug_data, reason):
+    """It goes to the log, and in the reasons of events and errors."""
+    assert _goaway_reason(debug_data) == reason
