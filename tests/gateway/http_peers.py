@@ -90,6 +90,13 @@ class Served:
                 return await read_to_end(stream)
 
 
+async def soon(condition, *, within=5):
+    """Wait until something of another task shows."""
+    with trio.fail_after(within):
+        while not condition():  # noqa: ASYNC110 - counters have no events
+            await trio.sleep(0.002)
+
+
 async def read_to_end(stream):
     got = b""
     try:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from math import inf
+from time import time
 from typing import Any
 from urllib.parse import unquote
 
@@ -31,6 +32,10 @@ class Guard:
     body_rules: BodyRules
     proxies: TrustedProxies
     statistics: Statistics
+
+
+class ClientGone(OSError):
+    """Raised by `send` once nobody is there to have it (ASGI, HTTP connection scope, 2.4)."""
 
 
 class Exchange(HTTPStream):
@@ -82,10 +87,11 @@ class Exchange(HTTPStream):
             await self._begin(event)
 
     async def _begin(self, request: Request) -> None:
+        self.start_time = time()
         path, _, query = request.raw_path.partition(b"?")
         self.scope = {
             "type": "http",
-            "asgi": {"spec_version": "2.3", "version": "3.0"},
+            "asgi": {"spec_version": "2.4", "version": "3.0"},
             "http_version": request.http_version,
             "method": request.method,
             "scheme": self.scheme,
@@ -112,6 +118,8 @@ class Exchange(HTTPStream):
     async def _run(self) -> None:
         try:
             await self.guard.app(self.scope, self.receive, self.app_send)
+        except ClientGone:
+            pass
         except Exception:
             logger.exception("the application failed on %s", self.scope["method"])
         await self.app_send(None)
@@ -150,7 +158,9 @@ class Exchange(HTTPStream):
 
     async def app_send(self, message: Any) -> None:
         if self.closed or self.refused:
-            return  # nobody is there to have it
+            if message is None:
+                return
+            raise ClientGone("the client is gone")
         if message is None or (
             message["type"] == "http.response.body" and not message.get("more_body", False)
         ):

@@ -251,10 +251,12 @@ class GuardedHTTP2(H2Protocol):
                 self.connection.max_outbound_frame_size,
             )
             if size <= 0:
+                if self._window.is_set():
+                    self._window = trio.Event()
+                opened = self._window  # taken before the flush, in which the stream may end
                 await self._flush()
                 with trio.move_on_after(self.guard.limits.write_seconds) as stalled:
-                    self._window = self._window if not self._window.is_set() else trio.Event()
-                    await self._window.wait()
+                    await opened.wait()
                 if stalled.cancelled_caught:
                     self.guard.statistics.refused["reads too slowly"] += 1
                     self._abandon(stream_id, h2.errors.ErrorCodes.CANCEL)
@@ -306,7 +308,10 @@ class GuardedHTTP2(H2Protocol):
         body = problem(refusal.status, refusal.detail)
         headers = [(b":status", b"%d" % refusal.status), *problem_headers(body)]
         self.connection.send_headers(stream_id, headers + self.config.response_headers("h2"))
-        self.connection.end_stream(stream_id)
+        if self.connection.local_flow_control_window(stream_id) < len(body):
+            self._abandon(stream_id, h2.errors.ErrorCodes.REFUSED_STREAM)
+            return
+        self.connection.send_data(stream_id, body, end_stream=True)
         self._discarded[stream_id] = 0
 
     async def go_away(self) -> None:

@@ -7,6 +7,7 @@ import logging
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from ipaddress import ip_address, ip_network
 from time import time
@@ -29,6 +30,7 @@ from ._proxies import TrustedProxies
 LAST_CALL = 0.25  # seconds that an idle connection has at the end; a request may be on its way
 NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 SHUTDOWN_OF_APPLICATION = 10.0
+RETURNED = trio.ClosedResourceError, trio.BrokenResourceError  # from an application that has no lifespan
 
 
 class _Config(Config):
@@ -218,7 +220,8 @@ async def serve(
         lifespan = Lifespan(wrap_app(app, 0, "asgi"), config, state)
         async with trio.open_nursery() as around:
             await around.start(lifespan.handle_lifespan)
-            await lifespan.wait_for_startup()
+            with suppress(*RETURNED):
+                await lifespan.wait_for_startup()
             async with trio.open_nursery() as nursery:
                 connection_state = ConnectionState(state)
                 reception = _Reception(guard, config, context, connection_state, nursery)
@@ -237,7 +240,8 @@ async def serve(
                     listener.close()
                 for connection in list(reception.open):
                     nursery.start_soon(partial(connection.last_call, now + LAST_CALL))
-            await lifespan.wait_for_shutdown()
+            with suppress(*RETURNED):
+                await lifespan.wait_for_shutdown()
             around.cancel_scope.cancel()
     finally:
         for listener in listeners:
