@@ -211,6 +211,7 @@ async def test_what_must_not_be_sent_twice_ends_unknown_after_a_crash(life):
         assert [claim.index for claim in await outbox.claim(APP, 9)] == [1]
     async with life as outbox:
         assert await outbox.claim(APP, 9) == []
+        assert outbox.waiting()[APP].count == 0
         assert (await outbox.find_batch(acceptance.batch)).outcomes == {"accepted": 1, "unknown": 3}
 
 

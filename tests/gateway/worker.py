@@ -65,7 +65,13 @@ async def main(path: str, settings: dict) -> None:
                 claims = await outbox.claim(APP, 200)
                 if not claims:
                     if settings.get("turns"):
-                        return
+                        parked = await storage.read(
+                            lambda connection: connection.execute("SELECT count(*) FROM retry").fetchone()[0]
+                        )
+                        if not parked:
+                            return
+                        await trio.sleep(0.005)  # parked for a moment
+                        continue
                     seen = await outbox.wait_for_work(seen)
                     continue
                 now = 1_000.0

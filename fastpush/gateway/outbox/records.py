@@ -159,7 +159,12 @@ def lane_page(
 
 
 def due_page(
-    connection: sqlite3.Connection, lane: int, now: int, cursor: tuple[int, int, int, str], count: int
+    connection: sqlite3.Connection,
+    lane: int,
+    now: int,
+    cursor: tuple[int, int, int, str],
+    count: int,
+    first_log: int,
 ) -> DuePage:
     connection.execute("BEGIN")
     due, batch, place, device = cursor
@@ -168,14 +173,14 @@ def due_page(
     rows = sorted(tuple(row) for row in json.loads(text))
     wanted = sorted({row[1] for row in rows if not row[3]})
     (text,) = connection.execute(schema.BATCHES, (json.dumps(wanted),)).fetchone()
-    batches = {found.batch: found for found in map(_found, json.loads(text))}
+    batches = {row[0]: _found(row, first_log) for row in json.loads(text)}
     if len(rows) == count:
         return DuePage(rows, batches, True, rows[-1][0])
     following = connection.execute(schema.NEXT_DUE, (lane, now)).fetchone()
     return DuePage(rows, batches, False, following[0] if following else None)
 
 
-def _found(row: list[Any], first_log: int = 0) -> Found:
+def _found(row: list[Any], first_log: int) -> Found:
     batch, count, tag, head, payloads, logs = row
     body = bytes.fromhex(payloads) if payloads else None
     marked = [item.split(":") for item in (logs or "").split()]

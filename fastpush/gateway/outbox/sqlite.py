@@ -113,6 +113,7 @@ class SqliteOutbox:
         self._memory = Memory()
         self._keeper = Keeper(storage, keep, clock)
         self._doubtful: dict[int, int] = {}  # the sizes of batches that may have been stored
+        self._counted: set[int] = set()  # batches whose earlier ends were counted before their lane was read
         self._last_id = 0
         self._first_log = self._last_log = 0
         self._naming = trio.Lock()
@@ -126,8 +127,9 @@ class SqliteOutbox:
     async def _load(self) -> None:
         storage, memory = self._storage, self._memory
         self._last_id = await storage.read(records.last_id)
-        self._first_log = self._last_log = await storage.write(records.count_start, essential=True) << 32
+        self._last_log = await storage.write(records.count_start, essential=True) << 32
         now, log_id = self._clock(), self._next_log()
+        self._first_log = log_id + 1  # what ends here has ended before
         await storage.write(
             lambda connection: records.end_what_was_sending(connection, log_id, now), essential=True
         )
@@ -438,7 +440,11 @@ class SqliteOutbox:
     def _take_up(self, lane: Lane, found: records.Found) -> None:
         """Let a batch be claimed that was read from disk, unless it is in memory already."""
         memory = self._memory
-        memory.count_down(lane, found.ended_earlier - self._doubtful.pop(found.batch, 0))
+        memory.count_down(lane, -self._doubtful.pop(found.batch, 0))
+        if found.batch in self._counted:
+            self._counted.discard(found.batch)
+        else:
+            memory.count_down(lane, found.ended_earlier)
         if found.batch in memory.batches:
             return
         batch = Batch(lane, found.size, found.ended)
@@ -463,7 +469,7 @@ class SqliteOutbox:
             try:
                 page = await self._storage.read(
                     lambda connection: records.due_page(
-                        connection, lane.number, now, cursor, PAGE_ENTRIES // 4
+                        connection, lane.number, now, cursor, PAGE_ENTRIES // 4, self._first_log
                     )
                 )
             except BaseException:
@@ -480,6 +486,10 @@ class SqliteOutbox:
                     found = page.batches[number]
                     batch = memory.batches.get(number)
                     if batch is None:
+                        if number > lane.cursor and number not in self._counted:
+                            # It may be gone before the lane is read that far.
+                            self._counted.add(number)
+                            memory.count_down(lane, found.ended_earlier)
                         batch = memory.batches[number] = Batch(lane, found.size, found.ended)
                     batch.held += 1
                     claim = claimed(number, index, found.tag, found.entries[index], attempts)
