@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build run test bench guard lint format campaigns clean
+.PHONY: help build run test night bench guard lint format campaigns clean
 
 help:
 	@echo 'make run        start a simulated APNs and send 10,000 alarms to it'
@@ -28,6 +28,7 @@ help:
 	@echo 'make bench      the benchmarks of benchmarks/; ARGS= goes to them'
 	@echo 'make guard      fail where a push costs 5 % more instructions than before and no commit says why'
 	@echo 'make campaigns  the long random tests, each with a seed that it prints'
+	@echo 'make night      the long lanes of kills, power cuts and killed migrations; ARGS= goes to pytest'
 	@echo 'make build      .venv with fastpush in it, the compiled modules made anew where needed'
 	@echo 'make clean      remove all that these made'
 
@@ -86,6 +87,9 @@ lint: build
 format: build
 	@$(BIN)/python -m ruff check --fix-only
 	@$(BIN)/python -m ruff format
+
+night: build $(VENV)/tools
+	@$(BIN)/python -m pytest -m night $(ARGS)
 
 campaigns: build
 	@for name in $(CAMPAIGNS); do \

@@ -63,7 +63,7 @@ def finish(path, out, life):
         assert process.returncode == 0, errors.decode()[-2_000:]
 
 
-@pytest.mark.parametrize("kills", [20, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [20, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.night])])
 def test_a_kill_at_any_moment_loses_nothing(tmp_path, kills, seed):
     """D1: and what is sent twice is at most what was in flight, and never what is sent once."""
     path, out = tmp_path / "gateway.db", tmp_path / "told.ndjson"
@@ -155,7 +155,7 @@ def test_no_acknowledgement_leaves_before_the_flush_that_covers_it(tmp_path, syn
 # Power cuts: what was written after the last flush may be there, or not, or in part.
 
 
-@pytest.mark.parametrize("variants", [150, pytest.param(1_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("variants", [150, pytest.param(1_000, marks=[pytest.mark.slow, pytest.mark.night])])
 async def test_a_power_cut_keeps_what_was_flushed(tmp_path, variants, seed):
     """D3: the log's tail cut or its sectors zeroed, after each acknowledgement."""
     path = tmp_path / "gateway.db"

@@ -309,7 +309,7 @@ def kill_while_it_upgrades(path, after):
         process.kill()
 
 
-@pytest.mark.parametrize("kills", [10, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [10, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.night])])
 async def test_a_kill_in_the_middle_of_a_migration_loses_nothing(path, kills, seed):
     """D15."""
     async with open_storage(path, ROOMY) as storage:
