@@ -387,6 +387,7 @@ class Pool:
             budget=self._budget,
             now=now,
             chance=random.random(),
+            once=push.notification.expiration == 0,
         )
         if decision.action is Action.ANSWER:
             response = Response(
@@ -439,6 +440,7 @@ class Pool:
                 budget=self._budget,
                 now=now,
                 chance=random.random(),
+                once=push.notification.expiration == 0,
             )
         if decision.action is Action.ANSWER:
             error = OutcomeUnknown if processed is None else NotSent

@@ -190,6 +190,7 @@ def decide(
     budget: Budget,
     now: float,
     chance: float,
+    once: bool = False,
 ) -> Decision:
     """Decide what becomes of a push whose stream has ended other than by a 200.
 
@@ -202,6 +203,7 @@ def decide(
       renewed: `Action.RENEW` was taken for it before.
       retry_after: seconds that the server asked for.
       chance: drawn anew from 0 to 1, for the jitter.
+      once: its expiration is 0: what was processed, or may have been, is not sent again.
     """
     answer = Decision(Action.ANSWER)
     at_once = False
@@ -220,6 +222,6 @@ def decide(
     delay = 0.0 if at_once else chance * FIRST_DELAY * 2 ** (attempts - 1)
     if retry_after is not None:
         delay = max(delay, retry_after)
-    if attempts >= MAX_ATTEMPTS or elapsed + delay > PATIENCE or not budget.withdraw(now):
+    if once or attempts >= MAX_ATTEMPTS or elapsed + delay > PATIENCE or not budget.withdraw(now):
         return answer
     return Decision(Action.LATER, delay)

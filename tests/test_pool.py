@@ -628,3 +628,11 @@ async def test_streams_that_are_never_answered_do_not_hold_up_the_others(clock, 
         assert (await client.send(push(999))).accepted
         assert trio.current_time() - began < 0.2
         nursery.cancel_scope.cancel()
+
+
+async def test_an_expiration_of_zero_is_answered_after_one_attempt():
+    """A 503 would otherwise be tried three times."""
+    async with open_pair(faults=[Answer(status=503, reason="ServiceUnavailable")]) as (apns, client):
+        response = await client.send(push(expiration=0))
+        assert (response.status, response.attempts, response.retryable) == (503, 1, True)
+        assert len(apns.ledger.seen) == 1

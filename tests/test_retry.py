@@ -157,6 +157,14 @@ def test_a_stale_provider_token_is_renewed_once(decided, budget):
     assert budget.left(0.0) == left
 
 
+def test_an_expiration_of_zero_is_one_attempt(decided):
+    """Answered or lost, it is not sent twice; what was surely not processed was no attempt."""
+    assert decided(rule_for(503, None), once=True).action is Action.ANSWER
+    assert decided(rule_for(503, "Shutdown"), once=True).action is Action.ANSWER
+    assert decided(None, processed=None, idempotent=True, once=True).action is Action.ANSWER
+    assert decided(None, processed=False, once=True).action is Action.AGAIN
+
+
 def test_an_answer_is_final(decided, budget):
     left = budget.left(0.0)
     assert decided(Rule()) == Decision(ANSWER)
