@@ -725,3 +725,14 @@ def test_the_stub_says_what_the_module_has():
         [*command, "--allowlist", str(ALLOWLIST), "--ignore-unused-allowlist"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_c_1_integers_in_a_prefix_of_five_bits():
+    """RFC 7541 C.1.1 and C.1.2, behind the three bits of a size update (§6.3), both ways."""
+    for size, octets in [(10, b"\x2a"), (1337, b"\x3f\x9a\x0a")]:
+        encoder = Encoder()
+        encoder.resize(size)
+        assert encoder.encode([]) == octets
+        decoder = Decoder()
+        assert decoder.decode(octets) == []
+        assert decoder.table_limit == size
