@@ -2,6 +2,7 @@
 
 import hashlib
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -17,6 +18,7 @@ from fastpush.gateway.outbox import (
     OutboxBusy,
     Retry,
 )
+from fastpush.gateway.outbox.packing import pack_entries, unpack_entries
 from fastpush.gateway.outbox.sqlite import Keep, OutboxLimits, open_outbox
 from fastpush.gateway.storage import Limits, StorageFull, open_storage
 
@@ -138,6 +140,19 @@ async def test_every_notification_is_found_by_its_id_with_its_story(life):
     number = int.from_bytes(acceptance.apns_id(2), "big")
     assert (number >> 76 & 15, number >> 62 & 3) == (7, 2)  # RFC 9562: version and variant
     assert number >> 80 == 1_800_000_000_000
+
+
+async def test_the_badge_survives_and_heads_of_before_it_are_read(life):
+    packed, payloads = pack_entries([entry(1), entry(2, trace="t", high=True)])
+    before = msgspec.msgpack.encode(msgspec.msgpack.decode(packed)[:-1])
+    assert len(packed) - len(before) == 2  # octets of a batch in which none has one
+    assert unpack_entries(before, payloads, 2) == [entry(1), entry(2, trace="t", high=True)]
+    async with life as outbox:
+        await outbox.accept(APP, [entry(1), entry(2, badge=True)])
+        await outbox.accept_fanout(APP, Audience(), Entry(None, b'{"aps":{}}', badge=True))
+    async with life as outbox:
+        assert [claim.entry.badge for claim in await outbox.claim(APP, 9)] == [False, True]
+        assert [fanout.entry.badge for fanout in await outbox.claim_fanouts(APP)] == [True]
 
 
 async def test_ids_grow_with_time_even_if_the_clock_does_not(life):

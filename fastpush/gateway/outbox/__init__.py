@@ -61,6 +61,7 @@ class Entry(msgspec.Struct, gc=False):
       high: it overtakes what is not; one in a batch lets the whole batch do so.
       apns_id: 16 octets, where the sender brought its own. Otherwise None, and `Acceptance.apns_id` tells.
       trace: id of the request or alarm that it came from.
+      badge: the number of open alarms is filled in when it is sent.
     """
 
     device_token: str | None
@@ -74,6 +75,7 @@ class Entry(msgspec.Struct, gc=False):
     high: bool = False
     apns_id: bytes | None = None
     trace: str | None = None
+    badge: bool = False
 
 
 class Idempotency(msgspec.Struct, frozen=True):
