@@ -1,0 +1,232 @@
+"""What the families of routes share: their means, bodies and answers, and what a route says of itself.
+
+A module of routes has functions of the gateway, any of these:
+
+    def routes(gateway: Gateway) -> list[BaseRoute]          for senders and phones
+    def admin_routes(gateway: Gateway) -> list[BaseRoute]    for the admin listener
+    def hot_routes(gateway: Gateway) -> list[HotRoute]       bare ASGI, for senders
+
+They bind the gateway and touch nothing of it, so that the OpenAPI document is made without one. A handler
+is described where it is written:
+
+    @operation("What became of a batch", scope="notify", answers={200: BatchBody}, refusals=(404,))
+    async def show_batch(request: Request) -> Response:
+        principal = await gateway.keys.authenticate(request.scope)
+        principal.require("notify")
+        ...
+        return json_response(BatchBody(...))
+
+A handler refuses by raising `Problem`. What storage and outbox raise becomes one by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, final
+
+import msgspec
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from fastpush.gateway.counters import Counters
+from fastpush.gateway.problems import Problem
+
+if TYPE_CHECKING:
+    from fastpush.gateway.outbox import Outbox
+    from fastpush.gateway.storage import Storage
+
+__all__ = [
+    "JSON_BODY_OCTETS",
+    "Answer",
+    "Gateway",
+    "HotRoute",
+    "Operation",
+    "Parameter",
+    "decode",
+    "json_response",
+    "operation",
+    "read_body",
+]
+
+JSON_BODY_OCTETS = 256 << 10
+"""The largest body of one object."""
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+ASGI = Callable[[Any, Any, Any], Awaitable[None]]
+
+T = TypeVar("T")
+H = TypeVar("H", bound=Callable[..., Any])
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Gateway:
+    """What routes may use. `clock` gives UNIX seconds; `draining` is asked, not told."""
+
+    storage: Storage
+    outbox: Outbox
+    devices: Any
+    keys: Any
+    alarms: Any
+    apps: Any
+    notices: Any
+    config: Any
+    clock: Callable[[], float]
+    counters: Counters
+    dispatcher: Any = None
+    draining: Callable[[], bool] = lambda: False
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}>"
+
+
+# Bodies and answers.
+
+
+async def read_body(receive: Receive, limit: int = JSON_BODY_OCTETS) -> bytes:
+    """The whole body of a request; `receive` is ASGI's, of Starlette's request `request.receive`.
+
+    Raises:
+      Problem: 413, it is larger than `limit` octets.
+      ClientDisconnect: it was cut off; nobody waits for an answer.
+    """
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        part = message.get("body", b"")
+        if part:
+            size += len(part)
+            if size > limit:
+                raise Problem(413, detail=f"The body exceeds {limit:,} octets, the limit here.")
+            parts.append(part)
+        if not message.get("more_body", False):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def decode(body: bytes, kind: type[T] | msgspec.json.Decoder[T], *, at: str = "") -> T:
+    """Read JSON as a type of msgspec's.
+
+    Args:
+      at: where in the request this stands; the field of the problem begins with it.
+
+    Raises:
+      Problem: 400, it is no JSON; 422, it is not of that type. With the field.
+    """
+    decoder: Any = kind if isinstance(kind, msgspec.json.Decoder) else msgspec.json.Decoder(kind)
+    try:
+        return decoder.decode(body)  # type: ignore[no-any-return]
+    except msgspec.ValidationError as error:
+        found, place = told(error, at)
+        raise Problem(422, "invalid value", found, field=place) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Problem(400, "not JSON", f"The body is not JSON: {why_no_json(error)}.") from None
+
+
+def told(error: msgspec.ValidationError, at: str = "") -> tuple[str, str | None]:
+    """Sentence and field of a validation error, whose message ends like ' - at `$.alert.title`'."""
+    sentence, _, place = str(error).partition(" - at `")
+    path = place.rstrip("`").removeprefix("key in ").removeprefix("$")
+    where = at + path if at else path.removeprefix(".")
+    return sentence.replace("`", "") + ".", where or None
+
+
+def why_no_json(error: Exception) -> str:
+    """A few words on why octets are no JSON, without any of them."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8"
+    return str(error).removeprefix("JSON is malformed: ")
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def json_response(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """An answer of JSON. Ids that may exceed 2**53 are given as strings: JavaScript's numbers end there."""
+    return Response(_encode(value), status, headers, "application/json")
+
+
+# What a route says of itself.
+
+
+class Parameter(NamedTuple):
+    """Of a path, a query or a header; the type is msgspec's."""
+
+    name: str
+    where: Literal["path", "query", "header"] = "query"
+    type: Any = str
+    description: str = ""
+    required: bool = False
+
+
+class Answer(NamedTuple):
+    """A type of an answer, None for no body."""
+
+    type: Any
+    description: str = ""
+    content_type: str = "application/json"
+    headers: Mapping[str, str] = {}
+    """Name and description."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What the OpenAPI document says of a route.
+
+    Attributes:
+      summary: a few words.
+      description: more of them, in Markdown.
+      scope: of the key that it needs; None where anybody may.
+      parameters: those of the path need not be named when they are plain strings.
+      body: the type of the JSON, or content types and theirs.
+      answers: by status: a type, or an `Answer`.
+      refusals: statuses of `application/problem+json`, besides those that follow from scope and body.
+      tag: the family it is shown under.
+    """
+
+    summary: str
+    description: str = ""
+    scope: str | None = None
+    parameters: tuple[Parameter, ...] = ()
+    body: Any = None
+    answers: Mapping[int, Any] = field(default_factory=dict)
+    refusals: tuple[int, ...] = ()
+    tag: str = ""
+
+
+def operation(
+    summary: str,
+    *,
+    description: str = "",
+    scope: str | None = None,
+    parameters: Iterable[Parameter] = (),
+    body: Any = None,
+    answers: Mapping[int, Any],
+    refusals: Iterable[int] = (),
+    tag: str = "",
+) -> Callable[[H], H]:
+    """Describe a handler; see `Operation`. The handler is given back as it was."""
+    described = Operation(
+        summary, description, scope, tuple(parameters), body, answers, tuple(refusals), tag
+    )  # fmt: skip
+
+    def describe(handler: H) -> H:
+        handler.operation = described  # type: ignore[attr-defined]
+        return handler
+
+    return describe
+
+
+class HotRoute(NamedTuple):
+    """A route that is found by its path alone, before Starlette; `app` is ASGI, described by `operation`."""
+
+    method: str
+    path: str
+    app: ASGI

@@ -1,0 +1,189 @@
+"""The two applications, one for each listener: which octets go to which route, and nothing else.
+
+Hot routes are found by their path and get ASGI as it comes; all others are Starlette's. Every answer carries
+`X-Request-Id`, every refusal is `application/problem+json`, and every one is counted by its route.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import re
+import secrets
+from collections.abc import Iterable, Sequence
+from itertools import count
+from types import ModuleType
+from typing import Any, final
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.routing import BaseRoute, Match, Route
+
+from fastpush.gateway.api import ASGI, Gateway, HotRoute, Receive, Scope, Send
+from fastpush.gateway.outbox import IdempotencyConflict, OutboxBusy
+from fastpush.gateway.problems import CONTENT_TYPE, Problem
+from fastpush.gateway.storage import StorageBroken, StorageFull, StorageUnknown
+
+__all__ = ["Application", "admin_app", "ingest_app"]
+
+logger = logging.getLogger("fastpush.gateway.app")
+
+INGEST: list[ModuleType] = []
+ADMIN: list[ModuleType] = []
+"""Modules of `fastpush.gateway.api`, asked for `routes`, `hot_routes` and `admin_routes`."""
+
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
+
+
+def ingest_app(gateway: Gateway) -> Application:
+    """What senders and phones reach."""
+    return Application(gateway, *routes_of(gateway, INGEST, "routes", "hot_routes"))
+
+
+def admin_app(gateway: Gateway) -> Application:
+    """What the admin listener and the control socket reach."""
+    return Application(gateway, *routes_of(gateway, ADMIN, "admin_routes"))
+
+
+def routes_of(
+    gateway: Gateway, modules: Iterable[ModuleType], *names: str
+) -> tuple[list[BaseRoute], list[HotRoute]]:
+    """What the modules offer under these names."""
+    found: list[Any] = [
+        route
+        for module in modules
+        for name in names
+        if hasattr(module, name)
+        for route in getattr(module, name)(gateway)
+    ]
+    hot = [route for route in found if isinstance(route, HotRoute)]
+    return [route for route in found if not isinstance(route, HotRoute)], hot
+
+
+@final
+class Application:
+    """An ASGI application over a list of routes."""
+
+    def __init__(self, gateway: Gateway, routes: Sequence[BaseRoute], hot: Sequence[HotRoute]) -> None:
+        self._answers = gateway.counters.answers
+        self._routes = routes
+        self._hot: dict[str, dict[str, ASGI]] = {}
+        for route in hot:
+            self._hot.setdefault(route.path, {})[route.method] = route.app
+        self._numbers = count(1)
+        self._prefix = secrets.token_hex(4)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close"})
+            return
+        number = _named(scope) or f"{self._prefix}-{next(self._numbers):x}"
+        scope.setdefault("state", {})["request_id"] = number
+        header = (b"x-request-id", number.encode())
+        label, status = "", 0
+
+        async def answer(message: dict[str, Any]) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), header]
+            await send(message)
+
+        try:
+            label, app = self._find(scope)
+            await app(scope, receive, answer)
+        except ClientDisconnect:
+            return
+        except Exception as error:
+            problem = problem_of(error)
+            if problem is None:
+                logger.exception("%s %s failed (request %s)", scope["method"], label, number)
+                problem = Problem(500, detail=f"The gateway failed. Its log has more under request {number}.")
+            if status:  # it is too late for another answer: let the server break this one off
+                raise
+            await write(problem, answer)
+        finally:
+            if status:
+                self._answers[label, status] += 1
+
+    def _find(self, scope: Scope) -> tuple[str, ASGI]:
+        """The route's name and its application.
+
+        Raises:
+          Problem: 404, or 405 with the methods that there are.
+        """
+        path, method = scope["path"], scope["method"]
+        methods = self._hot.get(path, {})
+        if method in methods:
+            return path, methods[method]
+        allowed = set(methods)
+        for route in self._routes:
+            match, child = route.matches(scope)
+            if match is Match.FULL:
+                scope.update(child)
+                return getattr(route, "path", ""), route.handle
+            if match is Match.PARTIAL and isinstance(route, Route):
+                allowed |= route.methods or set()
+        if allowed:
+            there = ", ".join(sorted(allowed))
+            raise Problem(405, detail=f"Here is {there}, not {method[:20]}.", headers={"Allow": there})
+        raise Problem(404, detail="There is no such path.")
+
+
+def problem_of(error: Exception) -> Problem | None:
+    """What an exception means to the client; None for what nobody has foreseen."""
+    match error:
+        case Problem():
+            return error
+        case StorageFull():
+            detail = "The gateway's disk is full. Nothing of this request was stored; repeat it later."
+            return Problem(507, "disk full", detail, headers=retry_after(30), stored=False)
+        case StorageUnknown() | StorageBroken():
+            detail = (
+                "The gateway's disk failed while this was written. It may be stored or not: repeat the"
+                " request with the same Idempotency-Key, and it is accepted once."
+            )
+            return Problem(503, "disk failed", detail, headers=retry_after(5), stored="unknown")
+        case OutboxBusy():
+            detail = f"Nothing of this request was stored: {error}. Repeat it later."
+            return Problem(503, "busy", detail, headers=retry_after(error.retry_after), stored=False)
+        case IdempotencyConflict():
+            detail = "This Idempotency-Key was used before, for a request with another content."
+            return Problem(409, "idempotency key used", detail, field="Idempotency-Key", stored=False)
+        case HTTPException():
+            return Problem(error.status_code, detail=error.detail, headers=error.headers)
+    return None
+
+
+def retry_after(seconds: float) -> dict[str, str]:
+    """A fifth more or less, so that those who were refused together do not come back together."""
+    return {"Retry-After": str(math.ceil(seconds * random.uniform(0.8, 1.2)))}
+
+
+async def write(problem: Problem, send: Send) -> None:
+    """Answer with a problem."""
+    body = problem.body()
+    headers = [(b"content-type", CONTENT_TYPE.encode()), (b"content-length", b"%d" % len(body))]
+    headers += [(name.lower().encode(), value.encode("latin-1")) for name, value in problem.headers.items()]
+    await send({"type": "http.response.start", "status": problem.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _named(scope: Scope) -> str:
+    """The sender's own id of the request, where it is a reasonable one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            return value.decode() if REQUEST_ID.fullmatch(value) else ""
+    return ""
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    while True:
+        kind = (await receive())["type"]
+        await send({"type": f"{kind}.complete"})
+        if kind == "lifespan.shutdown":
+            return
