@@ -36,6 +36,7 @@ import trio
 
 __all__ = [
     "FUNNEL_COLUMNS",
+    "BackupRefused",
     "Job",
     "Limits",
     "Migration",
@@ -89,6 +90,10 @@ class StorageFull(StorageError):
 
 class StorageUnknown(StorageError):
     """The disk failed while this was written: it may come back after a restart, or not."""
+
+
+class BackupRefused(StorageError):
+    """There is something else than a backup in the backup's place. It was left as it is."""
 
 
 class StorageBroken(StorageError):
@@ -389,13 +394,12 @@ class Storage:
                 connection.rollback()
             self._readers.append((generation, connection))
 
-    async def backup(self, destination: str | os.PathLike[str]) -> None:
+    async def backup(self, destination: str | os.PathLike[str]) -> int:
         """Copy one consistent state of the file to `destination`, while it goes on being used.
 
-        Raises:
-          StorageError: the copy could not be written, or does not pass SQLite's check.
+        Returns its octets. Raises what `backup_database` raises.
         """
-        await trio.to_thread.run_sync(backup_database, self.path, destination)
+        return await trio.to_thread.run_sync(backup_database, self.path, destination)
 
     def statistics(self) -> StorageStatistics:
         file = self._file
@@ -845,17 +849,19 @@ class _File:
         )
 
 
-def backup_database(path: str | os.PathLike[str], destination: str | os.PathLike[str]) -> None:
+def backup_database(path: str | os.PathLike[str], destination: str | os.PathLike[str]) -> int:
     """Copy one consistent state of a gateway's file, whether a gateway is using it or not.
 
-    The copy is made beside its place, checked, flushed, and only then put there.
+    The copy is made beside its place, checked, flushed, and only then put there. Returns its octets.
 
     Raises:
+      BackupRefused: what stands in its place is no backup, or is the file itself.
       StorageError: the file cannot be read, the copy not be written, or it does not pass SQLite's check.
     """
     source, target = Path(path).absolute(), Path(destination).absolute()
     copy = target.with_name(target.name + ".partial")
     try:
+        _check_replaceable(source, target)
         copy.unlink(missing_ok=True)
         os.close(os.open(copy, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         reader = sqlite3.connect(f"{source.as_uri()}?mode=ro", uri=True, timeout=10.0)
@@ -872,13 +878,32 @@ def backup_database(path: str | os.PathLike[str], destination: str | os.PathLike
         if verdict != "ok":
             raise StorageError(f"the copy of {source} is damaged: {verdict}")
         _flush(copy)
+        octets = copy.stat().st_size
         copy.replace(target)
         _flush(target.parent)
+        return octets
     except (sqlite3.Error, OSError) as error:
         raise StorageError(f"{source} could not be copied to {target}: {error}") from error
     finally:
         with suppress(OSError):
             copy.unlink(missing_ok=True)
+
+
+def _check_replaceable(source: Path, target: Path) -> None:
+    """Raise BackupRefused unless there is nothing, or an earlier backup."""
+    if not target.exists():
+        return
+    if target.samefile(source):
+        raise BackupRefused(f"{target} is the database itself")
+    if not target.is_file():
+        raise BackupRefused(f"{target} is no file; name the file to write")
+    with target.open("rb") as file:
+        head = file.read(100)
+    # https://www.sqlite.org/fileformat.html, "The Database Header"
+    if head[:16] != b"SQLite format 3\0" or int.from_bytes(head[68:72], "big") != APPLICATION_ID:
+        raise BackupRefused(f"{target} exists and is no backup of a gateway; it was left as it is")
+    if target.with_name(target.name + "-wal").exists():
+        raise BackupRefused(f"{target} is a database in use, not a backup; it was left as it is")
 
 
 def _flush(path: Path) -> None:

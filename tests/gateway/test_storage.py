@@ -14,6 +14,7 @@ import trio
 import trio.testing
 
 from fastpush.gateway.storage import (
+    BackupRefused,
     Job,
     Limits,
     Question,
@@ -553,6 +554,38 @@ async def test_a_backup_that_cannot_be_made_leaves_nothing(path, tmp_path):
     with pytest.raises(StorageError, match="could not be copied"):
         backup_database(tmp_path / "missing.db", tmp_path / "copy.db")
     assert not list(tmp_path.glob("copy*"))
+
+
+async def test_a_backup_replaces_an_earlier_one_and_nothing_else(path, tmp_path):
+    copy = tmp_path / "copy.db"
+    async with open_storage(path, ROOMY) as storage:
+        assert await storage.backup(copy) == copy.stat().st_size
+        await storage.add_schema("notes", NOTES)
+        await storage.backup(copy)
+        assert rows_of(copy) == []
+        other = tmp_path / "other.db"
+        with sqlite3.connect(other) as connection:
+            connection.execute("CREATE TABLE theirs (x)")
+        connection.close()
+        config = tmp_path / "fastpush.toml"
+        config.write_text("[storage]\n")
+        link = tmp_path / "link.db"
+        link.symlink_to(path)
+        for there, why in [
+            (path, "is the database itself"),
+            (link, "is the database itself"),
+            (config, "is no backup of a gateway"),
+            (other, "is no backup of a gateway"),
+            (tmp_path, "is no file"),
+        ]:
+            before = None if there.is_dir() else there.read_bytes()
+            with pytest.raises(BackupRefused, match=why):
+                await storage.backup(there)
+            assert there.is_dir() or there.read_bytes() == before
+        async with open_storage(copy, ROOMY):
+            with pytest.raises(BackupRefused, match="in use, not a backup"):
+                await storage.backup(copy)
+        assert not list(tmp_path.glob("*.partial"))
 
 
 async def test_a_log_that_grows_is_told_of(path, caplog):

@@ -17,7 +17,7 @@ from fastpush.gateway.outbox import Attempt, End, Entry, Outcome, Retry
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
-# A column each, in the order of the heads on disk: new fields go last, and older heads then have their defaults.
+# A column each, in the order of the heads on disk: new fields go last, older heads then have their defaults.
 _FIELDS = tuple(field for field in Entry.__struct_fields__ if field != "payload")
 _OUTCOMES: tuple[Outcome, ...] = ("accepted", "rejected", "expired", "failed", "unknown")
 _NUMBERS = {outcome: number for number, outcome in enumerate(_OUTCOMES)}
