@@ -361,12 +361,15 @@ async def test_below_the_low_water_mark_only_the_essential_is_written(path):
         assert storage.statistics().full
 
 
-async def test_at_a_full_disk_the_reserve_is_given_up_for_outcomes(path):
+async def test_at_a_full_disk_the_reserve_is_given_up_for_outcomes(path, monkeypatch):
     """D6, with SQLite's own limit of pages in place of the disk's."""
-    async with open_storage(path, ROOMY) as storage:
+    # The disk itself has room, and a look at it would say so.
+    monkeypatch.setattr("fastpush.gateway.storage.file.LOOK_AGAIN_AFTER", 3_600.0)
+    limits = Limits(low_water_octets=0, low_water_share=0.0, reserve_octets=1 << 20)
+    async with open_storage(path, limits) as storage:
         await storage.add_schema("notes", NOTES)
         reserve = path.with_name("gateway.db.reserve")
-        assert reserve.stat().st_size == 4_096
+        assert reserve.stat().st_size == 1 << 20
         await storage.write(lambda c: c.execute("PRAGMA max_page_count = 40").fetchone())
         kept = []
 

@@ -226,7 +226,7 @@ class File:
 
     def give_reserve_up(self) -> None:
         self.full = True
-        self._looked_at = time.monotonic()
+        self.since_look, self._looked_at = 0, time.monotonic()
         try:
             self.reserve.unlink()
         except FileNotFoundError:
