@@ -21,6 +21,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match, Route
 
 from fastpush.gateway.api import ASGI, Gateway, HotRoute, Receive, Scope, Send, outbox
+from fastpush.gateway.log import request_id
 from fastpush.gateway.outbox import IdempotencyConflict, OutboxBusy
 from fastpush.gateway.problems import CONTENT_TYPE, Problem
 from fastpush.gateway.storage import StorageBroken, StorageFull, StorageUnknown
@@ -83,6 +84,7 @@ class Application:
             return
         number = _named(scope) or f"{self._prefix}-{next(self._numbers):x}"
         scope.setdefault("state", {})["request_id"] = number
+        request_id.set(number)
         header = (b"x-request-id", number.encode())
         label, status = "", 0
 
