@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Literal, final
 
-import msgspec
 import trio
 
 from fastpush.client import Client, open_client
-from fastpush.credentials import Credential, ProviderCertificate, SigningKey
+from fastpush.credentials import Credential
 from fastpush.errors import CredentialRefused, InvalidCredential
 from fastpush.events import ClientEvent, ClientStatistics, CredentialWasRefused
+from fastpush.gateway.config import AppSettings, CredentialSettings, SecretUnusable
 
 __all__ = ["App", "AppSettings", "Apps", "CredentialSettings", "Line", "State"]
 
@@ -29,74 +28,6 @@ Role = Literal["main", "standby"]
 State = Literal["running", "paused", "refused", "unreachable"]
 
 LOOK_EVERY = 1.0  # seconds between two looks at whether a stopped client goes on
-
-
-class CredentialSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where a credential lies: a signing key with its ids, or a certificate.
-
-    Attributes:
-      key_file: the .p8 of a signing key, with `key_id` and `team_id`.
-      certificate_file: .p12, or .pem with the private key in it or in `private_key_file`.
-      password_file: holds the password of the .p12 or of the private key.
-    """
-
-    key_file: str | None = None
-    key_id: str | None = None
-    team_id: str | None = None
-    certificate_file: str | None = None
-    private_key_file: str | None = None
-    password_file: str | None = None
-
-    def load(self) -> Credential:
-        """Read the files. Raises InvalidCredential, OSError."""
-        if self.key_file is not None:
-            if self.team_id is None:
-                raise InvalidCredential("key_file needs team_id")
-            return SigningKey.from_file(self.key_file, key_id=self.key_id, team_id=self.team_id)
-        if self.certificate_file is None:
-            raise InvalidCredential("neither key_file nor certificate_file is given")
-        # APNs judges its time; our own clock may be wrong.
-        password = None
-        if self.password_file is not None:
-            password = Path(self.password_file).read_bytes().removesuffix(b"\n").removesuffix(b"\r")
-        return ProviderCertificate.from_file(
-            self.certificate_file, password=password, key_file=self.private_key_file, allow_expired=True
-        )
-
-
-class AppSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One app of the configuration.
-
-    Attributes:
-      name: by which senders call it.
-      topic: its bundle id.
-      environment: of its device tokens; "both" where some are of development builds. Which one a device
-        token belongs to is then found out once and remembered.
-      standby: takes over while APNs refuses the credential.
-      host, port: where to connect instead of APNs; `development_host`, `development_port` for that
-        environment.
-      max_in_flight: notifications in memory on their way.
-      max_waiting: notifications without an end from which on no more are accepted.
-    """
-
-    name: str
-    topic: str
-    credential: CredentialSettings
-    environment: Literal["production", "development", "both"] = "production"
-    standby: CredentialSettings | None = None
-    host: str | None = None
-    port: int | None = None
-    development_host: str | None = None
-    development_port: int | None = None
-    ca_file: str | None = None
-    proxy: str | None = None
-    max_connections: int = 4
-    max_in_flight: int = 12_288
-    max_waiting: int = 1_000_000
-
-    @property
-    def environments(self) -> tuple[Environment, ...]:
-        return ("production", "development") if self.environment == "both" else (self.environment,)
 
 
 @final
@@ -161,7 +92,7 @@ class Line:
             host=settings.development_host if development and settings.development_host else settings.host,
             port=settings.development_port if development and settings.development_port else settings.port,
             ca_file=settings.ca_file,
-            proxy=settings.proxy,
+            proxy=settings.proxy_url(),
             max_connections=settings.max_connections,
             listener=self._heard,
         ) as client:
@@ -284,7 +215,7 @@ class App:
     async def _run_line(self, line: Line, credential: Credential) -> None:
         try:
             await line._run(credential)
-        except (InvalidCredential, CredentialRefused) as error:
+        except (InvalidCredential, CredentialRefused, SecretUnusable) as error:
             line.stop(f"the credential cannot be used: {error}", refused=True)
         finally:
             line._opening, line.client = False, None

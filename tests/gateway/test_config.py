@@ -49,7 +49,7 @@ ALL_MISTAKES = """\
 :4: ingest.trusted_proxies[0]: is "10.0.0.300"; allowed: an address, a network such as 10.0.0.0/8, "unix"
 :7: storage.max_waiting: is -1; allowed: a whole number from 1 up
 :8: storage.bodies_hours: is "a day"; allowed: a number from 0 up
-:12: apps.opm.environment: is "prod"; allowed: "production", "development"
+:12: apps.opm.environment: is "prod"; allowed: "production", "development", "both"
 :13: apps.opm.max_connections: is 65; allowed: a whole number from 1 to 64
 :15: apps.opm.credential.key_file: /none.p8: No such file or directory
 :16: apps.opm.credential.team_id: is "abc"; allowed: 10 upper-case letters and digits

@@ -12,7 +12,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from fastpush.credentials import Credential, ProviderCertificate, SigningKey
+from fastpush.errors import InvalidCredential
 from fastpush.gateway import banners, storage
+from fastpush.gateway.config.secrets import read_secret
 from fastpush.gateway.outbox.history import Keep
 from fastpush.gateway.outbox.sqlite import OutboxLimits
 from fastpush.gateway.routes import Route
@@ -173,6 +176,22 @@ class CredentialSettings(_Section, frozen=True):
     private_key_file: Secret | None = None
     password_file: Secret | None = None
 
+    def load(self) -> Credential:
+        """Read the files. Raises InvalidCredential, OSError."""
+        if self.key_file is not None:
+            if self.team_id is None:
+                raise InvalidCredential("key_file needs team_id")
+            return SigningKey.from_file(self.key_file, key_id=self.key_id, team_id=self.team_id)
+        if self.certificate_file is None:
+            raise InvalidCredential("neither key_file nor certificate_file is given")
+        # APNs judges its time; our own clock may be wrong.
+        password = None
+        if self.password_file is not None:
+            password = Path(self.password_file).read_bytes().removesuffix(b"\n").removesuffix(b"\r")
+        return ProviderCertificate.from_file(
+            self.certificate_file, password=password, key_file=self.private_key_file, allow_expired=True
+        )
+
 
 class AppSettings(_Section, frozen=True):
     """One app, named by its table: `[apps.NAME]`.
@@ -180,31 +199,44 @@ class AppSettings(_Section, frozen=True):
     Attributes:
       name: the table's; not written in it.
       topic: the bundle id.
-      environment: of the device tokens, unless a device says otherwise.
+      environment: of its device tokens; "both" where some are of development builds. Which one a device
+        token belongs to is then found out once and remembered.
+      credential: see `[apps.NAME.credential]`.
+      standby: takes over while APNs refuses the credential.
       host, port: another APNs than Apple's, such as the simulator; port 2197 is Apple's second.
+      development_host, development_port: the same for the environment "development".
       ca_file: PEM of the authorities to trust in place of the system's.
       proxy: `http://host:port` or `socks5://host:port`, without a password.
       proxy_file: a file with the proxy's URL, where it has a password.
       max_connections: to APNs at once.
-      max_in_flight: pushes on their way at once.
-      max_waiting: accepted and not ended; more are refused (503), the last tenth is for high priority.
-      credential: see `[apps.NAME.credential]`.
-      standby: a second credential, for when APNs refuses the first.
+      max_in_flight: notifications in memory on their way.
+      max_waiting: notifications without an end from which on no more are accepted (503).
     """
 
     topic: Annotated[str, Meta(pattern="^[!-~]{1,200}$")]
     credential: CredentialSettings
     name: str = ""
     standby: CredentialSettings | None = None
-    environment: Literal["production", "development"] = "production"
+    environment: Literal["production", "development", "both"] = "production"
     host: Name | None = None
     port: Port | None = None
+    development_host: Name | None = None
+    development_port: Port | None = None
     ca_file: Path | None = None
     proxy: str | None = None
     proxy_file: Secret | None = None
     max_connections: Annotated[int, Meta(ge=1, le=64)] = 4
-    max_in_flight: Count = 4000
+    max_in_flight: Count = 12_288
     max_waiting: Count = 1_000_000
+
+    @property
+    def environments(self) -> tuple[Literal["production", "development"], ...]:
+        """Those that it sends to, the usual one first."""
+        return ("production", "development") if self.environment == "both" else (self.environment,)
+
+    def proxy_url(self) -> str | None:
+        """The proxy, with its password. Raises SecretUnusable."""
+        return self.proxy if self.proxy_file is None else read_secret(self.proxy_file)
 
 
 class OpManagerSettings(_Section, frozen=True):
