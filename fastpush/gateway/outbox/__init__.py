@@ -21,6 +21,8 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from fastpush.gateway.storage import Value
+
 __all__ = [
     "MAX_BATCH_ENTRIES",
     "MAX_BATCH_OCTETS",
@@ -329,8 +331,17 @@ class Outbox(Protocol):
         source: str = "",
         idempotency: Idempotency | None = None,
         also: Callable[[sqlite3.Connection], object] | None = None,
+        rows: Callable[[int], Sequence[Sequence[Value]]] | None = None,
     ) -> Acceptance:
-        """Take one notification for an audience of any size, at the price of one row."""
+        """Take one notification for an audience of any size, at the price of one row.
+
+        `rows`, called with the fan-out's id, gives rows of the storage's funnel that are written in the same
+        transaction: what `also` does, but in the call into SQLite that all acceptances share. It is not for
+        requests with an idempotency key, of which nobody knows beforehand whether they are repetitions.
+        """
+
+    async def take_up_doubtful(self) -> None:
+        """After StorageUnknown: let those fan-outs go out that are stored all the same."""
 
     async def open_stream(
         self, app: str, *, source: str = "", idempotency: Idempotency | None = None

@@ -48,7 +48,7 @@ from fastpush.gateway.outbox.history import Keep, Keeper, keep_house
 from fastpush.gateway.outbox.lanes import NEVER, App, Batch, Lane, Memory, Walk, claimed
 from fastpush.gateway.outbox.packing import pack_entries
 from fastpush.gateway.outbox.settlement import Kinds, Settlement
-from fastpush.gateway.storage import Job, Storage, StorageFull, StorageUnknown, pour
+from fastpush.gateway.storage import Job, Storage, StorageFull, StorageUnknown, Value, pour
 
 __all__ = ["Keep", "OutboxLimits", "SqliteOutbox", "open_outbox"]
 
@@ -229,7 +229,10 @@ class SqliteOutbox:
         source: str = "",
         idempotency: Idempotency | None = None,
         also: Callable[[sqlite3.Connection], object] | None = None,
+        rows: Callable[[int], Sequence[Sequence[Value]]] | None = None,
     ) -> Acceptance:
+        if rows is not None and (idempotency is not None or also is not None):
+            raise ValueError("rows go with neither an idempotency key nor `also`")
         if entry.device_token is not None or entry.apns_id is not None:
             raise ValueError("a fan-out's entry has device_token or apns_id; each device gets its own")
         self._admit(len(entry.payload), entry.high)
@@ -256,6 +259,7 @@ class SqliteOutbox:
             None if also is None else _accepting(acceptance, row, None, also),
             stored,
             lambda: self._doubtful.__setitem__(acceptance.batch, 0),
+            () if rows is None else rows(acceptance.batch),
         )
 
     def _admit(self, octets: int, high: bool) -> None:
@@ -283,6 +287,7 @@ class SqliteOutbox:
         change: Callable[[sqlite3.Connection], list[Any] | None] | None,
         stored: Callable[[], None],
         doubted: Callable[[], None],
+        more: Sequence[Sequence[Value]] = (),
     ) -> Acceptance:
         """Write an acceptance, or find what was accepted in its place before.
 
@@ -297,12 +302,12 @@ class SqliteOutbox:
                 stored()
             done.set()
 
-        octets = sum([len(value) for value in row if isinstance(value, bytes)])
+        octets = sum([len(value) for one in (row, *more) for value in one if isinstance(value, bytes)])
         job: Job[list[Any]] = Job(finished, octets=octets)
         if change is not None:
             job.change = change  # type: ignore[assignment]  # None stands for no answer
         else:
-            job.rows = (row,)
+            job.rows = (row, *more)
             if idempotency is not None:
                 job.question, job.key = schema.KNOWN, row[KEY_COLUMN]
         self._storage.submit(job)
@@ -316,9 +321,7 @@ class SqliteOutbox:
         if idempotency is None or bytes.fromhex(digest) != idempotency.digest:
             raise IdempotencyConflict("this idempotency key was used before, for another content")
         if batch in self._doubtful:
-            await (
-                self._take_doubtful_walks()
-            )  # refused as unknown, and here all the same: promised from now on
+            await self.take_up_doubtful()  # refused as unknown, and here: promised from now on
         ids = await self._storage.read(lambda connection: records.own_ids(connection, batch)) if own else {}
         return Acceptance(batch, count, received_at, True, tag, ids)
 
@@ -350,7 +353,7 @@ class SqliteOutbox:
         lane.behind = True
         self._notify()
 
-    async def _take_doubtful_walks(self) -> None:
+    async def take_up_doubtful(self) -> None:
         state = await self._storage.read(records.state)
         for number, fanout, walked, parked in state.fanouts:
             if self._doubtful.pop(fanout.id, None) is not None:

@@ -25,7 +25,7 @@ from fastpush.gateway.storage.errors import (
 )
 from fastpush.gateway.storage.funnel import FUNNEL_COLUMNS, pour
 from fastpush.gateway.storage.store import Storage, open_storage
-from fastpush.gateway.storage.values import Job, Limits, Migration, Question, StorageStatistics
+from fastpush.gateway.storage.values import Job, Limits, Migration, Question, StorageStatistics, Value
 
 __all__ = [
     "FUNNEL_COLUMNS",
@@ -41,6 +41,7 @@ __all__ = [
     "StorageStatistics",
     "StorageUnknown",
     "StorageUnusable",
+    "Value",
     "backup_database",
     "open_storage",
     "pour",
