@@ -1,0 +1,664 @@
+"""The alarms on disk: each with its row, all that was ever judged of it, and the push of each verdict.
+
+An event goes: judge, address, store, push. Row, verdict and the outbox's entry are one transaction, and one
+row of the storage's funnel each, so that a thousand webhooks at once are a few commits.
+
+Events of one alarm wait for each other, those of different alarms do not. Memory holds nothing that it could
+not read again: rows that were used of late, and for the badge how many alarms are open and unacknowledged,
+by the set of tags of those who were told. Where nobody knows whether a commit took place, the row is read
+again behind it, before the alarm's next event is judged.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any, Literal, NamedTuple, final
+
+import msgspec
+import trio
+
+from fastpush.gateway.alarm_table import (
+    ALARM,
+    KNOWN,
+    SCHEMA,
+    UNREADABLE,
+    History,
+    Listed,
+    ListedState,
+    Told,
+    Unreadable,
+    encode,
+    forget_alarms,
+    list_alarms,
+    octets_of,
+    read_history,
+    read_push,
+    read_row,
+    read_state,
+    read_tags,
+    read_unreadable,
+    tags_text,
+    trim_verdicts,
+)
+from fastpush.gateway.alarms import LOUD, AlarmRow, Verdict, acknowledge, judge
+from fastpush.gateway.banners import Banner, Look, acknowledged_banner, banner
+from fastpush.gateway.outbox import Audience, Entry, Outbox, OutboxBusy
+from fastpush.gateway.routes import Routes, address
+from fastpush.gateway.sources import Event, Severity, alarm_digest, alarm_key
+from fastpush.gateway.storage import Job, Storage, StorageError, StorageFull, StorageUnknown
+
+__all__ = [
+    "AlarmLimits",
+    "AlarmStatistics",
+    "Alarms",
+    "History",
+    "Listed",
+    "ListedState",
+    "Recorded",
+    "Told",
+    "Unreadable",
+    "open_alarms",
+]
+
+logger = logging.getLogger(__name__)
+
+Reach = Callable[[str, Audience], Awaitable[bool]]
+"""Whether an app has any device of an audience."""
+
+HOUR = 3_600.0
+TRIES = 3  # of a commit of which nobody knows whether it took place
+TRIM_EVERY = 60.0  # seconds
+TOLD_EVERY = 10.0  # seconds between two lines of the log about the same trouble
+MAX_REACHED = 1_000  # audiences whose reach is remembered
+
+
+class AlarmLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What is kept, and for how long.
+
+    Attributes:
+      history_after, history_octets: when verdicts are dropped: by age in seconds, or earlier, oldest first,
+        while there are more octets of them. A cleared alarm is forgotten with its last verdict, an open one
+        never.
+      unreadable: the newest posts that nobody could read.
+      cached_octets: of rows in memory.
+      patience: seconds for which an event waits where the outbox is busy.
+      reach_after: seconds for which it is believed that an audience has, or has not, a device.
+    """
+
+    history_after: float = 30 * 24 * HOUR
+    history_octets: int = 256 << 20
+    unreadable: int = 1_000
+    cached_octets: int = 8 << 20
+    patience: float = 20.0
+    reach_after: float = 30.0
+
+
+class Recorded(msgspec.Struct, frozen=True):
+    """What became of an event, or of an acknowledgement; it is durable.
+
+    Attributes:
+      id: the alarm's, of 43 characters.
+      push: the fan-out's id in the outbox; 0 where nothing was pushed.
+      unrouted: as in `Told`.
+    """
+
+    id: str
+    row: AlarmRow
+    verdict: Verdict | Literal["acknowledged"]
+    rule: str
+    push: int = 0
+    unrouted: str = ""
+
+
+class AlarmStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """Counts since the start: events by rule, and so on; `unacknowledged` are those of now."""
+
+    rules: dict[str, int]
+    unrouted: dict[str, int]
+    unreadable: int
+    tests: int
+    waiting: int
+    """Events that wait for another of the same alarm."""
+    unacknowledged: int
+    cached_octets: int
+
+
+class _Known(NamedTuple):
+    """An alarm as it is on disk."""
+
+    opened: int
+    last: int
+    row: AlarmRow
+
+
+class _Step(NamedTuple):
+    """What is to be written of an alarm."""
+
+    row: AlarmRow
+    told: Told
+    banner: Banner | None
+    opens: bool
+
+
+_Decide = Callable[[AlarmRow | None, float], Awaitable[_Step | None]]
+
+
+async def open_alarms(
+    storage: Storage,
+    outbox: Outbox,
+    routes: Routes,
+    *,
+    app: str,
+    look: Look | None = None,
+    limits: AlarmLimits | None = None,
+    reach: Reach | None = None,
+    clock: Callable[[], float] = time.time,
+) -> Alarms:
+    """Open the alarms in a storage. `Alarms.run` trims their history; start it in a nursery.
+
+    Args:
+      app: whose phones are told.
+      look: how its banners come.
+      reach: tells whether an audience has any device; None where that is not asked.
+      clock: UNIX seconds.
+    """
+    await storage.add_schema("alarms", [SCHEMA.split(";\n")])
+    kind = await storage.add_kind(ALARM)
+    unreadable = await storage.add_kind(UNREADABLE)
+    alarms = Alarms(
+        storage, outbox, routes, app, look or Look(), limits or AlarmLimits(), reach, clock, kind, unreadable
+    )
+    await alarms._load()
+    return alarms
+
+
+@final
+class Alarms:
+    """Made by `open_alarms`; used from one trio program, by any number of tasks."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        outbox: Outbox,
+        routes: Routes,
+        app: str,
+        look: Look,
+        limits: AlarmLimits,
+        reach: Reach | None,
+        clock: Callable[[], float],
+        kind: int,
+        unreadable: int,
+    ) -> None:
+        self.routes = routes
+        self.look = look
+        self._storage = storage
+        self._outbox = outbox
+        self._app = app
+        self._limits = limits
+        self._reach = reach
+        self._clock = clock
+        self._kind = kind
+        self._unreadable_kind = unreadable
+        self._last = 0
+        self._cache = _Cache(limits.cached_octets)
+        self._turns = _Turns()
+        self._unread: Counter[str] = Counter()
+        self._tag_sets: dict[str, frozenset[str]] = {}
+        self._reached: OrderedDict[tuple[str, ...], tuple[float, bool]] = OrderedDict()
+        self._rules: Counter[str] = Counter()
+        self._unrouted: Counter[str] = Counter()
+        self._unreadable = 0
+        self._tests = 0
+        self._told_at: dict[str, float] = {}
+        self._stored_all_the_same = trio.Event()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._app}, {sum(self._unread.values())} unacknowledged>"
+
+    async def _load(self) -> None:
+        last, unread, sets = await self._storage.read(read_state)
+        self._last = last
+        self._unread.update(unread)
+        for text in sets:
+            self._tag_sets[text] = frozenset(read_tags(text))
+
+    def configure(self, routes: Routes, look: Look) -> None:
+        """Go by other routes, and let banners look otherwise, from the next event on."""
+        self.routes, self.look = routes, look
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Trim the history each minute; until cancelled."""
+        task_status.started()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._take_up)
+            while True:
+                await trio.sleep(TRIM_EVERY)
+                with suppress(StorageError):  # told by the storage; the next turn tries again
+                    await self.trim()
+
+    async def _take_up(self) -> None:
+        """Let those pushes go out of which nobody waited any more to learn whether they are stored."""
+        while True:
+            await self._stored_all_the_same.wait()
+            self._stored_all_the_same = trio.Event()
+            with suppress(StorageError):
+                await self._outbox.take_up_doubtful()
+
+    # What happens to alarms.
+
+    async def record(self, event: Event) -> Recorded:
+        """Take an event into its alarm, and push what its verdict says; all of it is durable on return.
+
+        Cancelled, it may be recorded all the same.
+
+        Raises:
+          ValueError: the event is a test.
+          StorageFull, OutboxBusy: nothing was recorded.
+          StorageUnknown: it was tried several times, and nobody knows.
+        """
+        name = alarm_digest(event.source, alarm_key(event))
+        known, step, push = await self._change(name, partial(self._judge, event))
+        assert step is not None
+        told = step.told
+        self._rules[told.rule] += 1
+        if told.unrouted:
+            self._unrouted[told.unrouted] += 1
+            self._warn(
+                f"unrouted: {told.unrouted}",
+                "alarm %s of %r (%s) goes to the administrators: %s",
+                name, step.row.device, step.row.severity,
+                "no route takes it" if told.unrouted == "no route" else f"no device has {told.tags[:5]}",
+            )  # fmt: skip
+        verdict: Any = told.rule.partition(".")[0]
+        return Recorded(name, known.row, verdict, told.rule, push, told.unrouted)
+
+    async def acknowledge(self, name: str, by: str, *, generation: int | None = None) -> Recorded | None:
+        """Note that somebody has taken an alarm; the banners of all who were told say so, silently.
+
+        The first one counts; one who comes later, or after the end, finds the row as it is.
+
+        Args:
+          name: the alarm's id.
+          by: who.
+          generation: which opening of the alarm is meant; another one is left alone.
+
+        Returns:
+          None where there is no such alarm.
+        """
+        if octets_of(name) is None:
+            await trio.lowlevel.checkpoint()
+            return None
+        known, step, push = await self._change(name, partial(self._acknowledge, by, generation))
+        if known is None:
+            return None
+        if step is not None:
+            self._rules["acknowledged"] += 1
+        return Recorded(name, known.row, "acknowledged", "acknowledged", push)
+
+    async def _judge(self, event: Event, row: AlarmRow | None, now: float) -> _Step:
+        after, _, rule = judge(row, event, now)
+        addressed = address(self.routes, after, rule)
+        unrouted: Literal["", "no route", "no device"] = "no route" if addressed.unrouted else ""
+        after, tags = addressed.row, addressed.tags
+        if rule in LOUD and not unrouted and not await self._reaches(tags):
+            unrouted = "no device"
+            tags = tuple(dict.fromkeys((*tags, self.routes.admin_tag)))
+            after = msgspec.structs.replace(after, tags=tags)
+        told = Told(
+            rule=rule, severity=after.severity, generation=after.generation, source_at=event.at,
+            time_text=event.time_text, message=event.message, raw=event.raw, quirks=event.quirks,
+            routes=addressed.routes, tags=tags, unrouted=unrouted,
+        )  # fmt: skip
+        opens = row is None or after.generation != row.generation
+        return _Step(after, told, banner(after, rule, now, look=self.look), opens)
+
+    async def _acknowledge(
+        self, by: str, generation: int | None, row: AlarmRow | None, now: float
+    ) -> _Step | None:
+        if row is None or (generation is not None and row.generation != generation):
+            return None
+        after = acknowledge(row, by, now)
+        if after is row:
+            return None
+        told = Told(
+            rule="acknowledged", severity=row.severity, generation=row.generation, by=by, tags=row.tags
+        )
+        return _Step(after, told, acknowledged_banner(after, now, look=self.look), opens=False)
+
+    async def _reaches(self, tags: tuple[str, ...]) -> bool:
+        """Whether any device has one of the tags, as far as was seen in the last moments."""
+        if self._reach is None:
+            return True
+        now = self._clock()
+        at, found = self._reached.get(tags, (0.0, False))
+        if not 0.0 <= now - at < self._limits.reach_after:
+            found = await self._reach(self._app, Audience(any_of=tags))
+            self._reached[tags] = now, found
+            self._reached.move_to_end(tags)
+            if len(self._reached) > MAX_REACHED:
+                self._reached.popitem(last=False)
+        return found
+
+    async def _change(self, name: str, decide: _Decide) -> tuple[Any, _Step | None, int]:
+        """Bring an alarm from what it is to what is decided, alone.
+
+        Returns:
+          The alarm as it is now, the step that was taken, if one was, and the id of what was pushed.
+        """
+        alarm = octets_of(name)
+        assert alarm is not None
+        await self._turns.begin(alarm)
+        before: _Known | None = None
+        in_doubt = False
+        tries, patience = 1, self._clock() + self._limits.patience
+        try:
+            while True:
+                before = self._cache.get(alarm) or await self._read(alarm)
+                now = self._clock()
+                step = await decide(before.row if before else None, now)
+                if step is None:
+                    return before, None, 0
+                number = self._last = max(self._last + 1, int(now * 1e6))
+                opened = number if step.opens or before is None else before.opened
+                after = _Known(opened, number, step.row)
+                in_doubt = True
+                try:
+                    push = await self._store(name, alarm, before, after, step, now)
+                except StorageFull:
+                    in_doubt = False
+                    raise
+                except OutboxBusy as error:
+                    in_doubt = False
+                    if self._clock() >= patience:
+                        raise
+                    await trio.sleep(min(error.retry_after, 0.25))
+                    continue
+                except StorageUnknown:
+                    found = await self._read(alarm)
+                    self._take(alarm, before, found)
+                    in_doubt = False
+                    if found is None or found.last != number:
+                        if tries == TRIES:
+                            raise
+                        tries += 1
+                        continue
+                    await self._outbox.take_up_doubtful()
+                    push = await self._storage.read(partial(read_push, number=number))
+                else:
+                    self._take(alarm, before, after)
+                    in_doubt = False
+                return after, step, push
+        finally:
+            if in_doubt:
+                self._look_again(alarm, before)
+            else:
+                self._turns.end(alarm)
+
+    async def _store(
+        self, name: str, alarm: bytes, before: _Known | None, after: _Known, step: _Step, now: float
+    ) -> int:
+        """Write the row, the verdict, and the push if there is one; its id is returned, else 0."""
+        row, told, shown = step.row, step.told, step.banner
+
+        def rows(push: int) -> Sequence[Sequence[Any]]:
+            kept = msgspec.structs.replace(told, push=push) if push else told
+            return [
+                (
+                    self._kind, alarm, row.state == "open", row.counts_in_badge, after.opened, after.last,
+                    before.last if before else 0, now, row.severity, row.device.casefold(), tags_text(row),
+                    encode(row), encode(kept),
+                )
+            ]  # fmt: skip
+
+        if shown is None:
+            await self._storage.insert(rows(0))
+            return 0
+        entry = Entry(
+            None,
+            shown.payload.encode(),
+            priority=shown.priority,
+            expiration=shown.expiration,
+            collapse_id=shown.collapse_id,
+            # All of them, whatever the priority at Apple: none of an alarm's may overtake another.
+            high=True,
+            trace=name,
+            badge=True,
+        )
+        accepted = await self._outbox.accept_fanout(
+            self._app, Audience(any_of=told.tags), entry, source=row.source, rows=rows
+        )
+        return accepted.batch
+
+    async def _read(self, alarm: bytes) -> _Known | None:
+        """The alarm as it is on disk once all that is queued now was written."""
+        done = trio.Event()
+        job: Job[list[Any]] = Job(lambda *_: done.set(), question=KNOWN, key=alarm, essential=True)
+        self._storage.submit(job)
+        await done.wait()
+        if job.error is not None:
+            raise job.error
+        known = _known(job.value)
+        self._cache.put(alarm, known)
+        return known
+
+    def _look_again(self, alarm: bytes, before: _Known | None) -> None:
+        """End a turn in which nobody knows what was written, as soon as that was read."""
+
+        def finished(found: list[Any] | None, error: Exception | None) -> None:
+            if isinstance(error, StorageUnknown):
+                self._look_again(alarm, before)
+                return
+            if error is None:
+                after = _known(found)
+                self._take(alarm, before, after)
+                if after != before:
+                    self._stored_all_the_same.set()
+            self._turns.end(alarm)
+
+        self._cache.put(alarm, None)
+        try:
+            self._storage.submit(Job(finished, question=KNOWN, key=alarm, essential=True))
+        except RuntimeError:  # the storage is closed
+            self._turns.end(alarm)
+
+    def _take(self, alarm: bytes, before: _Known | None, after: _Known | None) -> None:
+        """Let memory go from one row to another that is on disk."""
+        self._cache.put(alarm, after)
+        if before is not None and before.row.counts_in_badge:
+            self._count(before.row, -1)
+        if after is not None:
+            self._count(after.row, int(after.row.counts_in_badge))
+
+    def _count(self, row: AlarmRow, change: int) -> None:
+        text = tags_text(row)
+        if text not in self._tag_sets:
+            self._tag_sets[text] = frozenset(row.tags)
+        self._unread[text] += change
+        if not self._unread[text]:
+            del self._unread[text]
+
+    def _warn(self, trouble: str, message: str, *values: object) -> None:
+        """Tell of a trouble in the log, now and then."""
+        now = time.monotonic()
+        if now - self._told_at.get(trouble, -TOLD_EVERY) >= TOLD_EVERY:
+            self._told_at[trouble] = now
+            logger.error(message, *values)
+
+    # Posts that are about no alarm.
+
+    async def keep_unreadable(self, source: str, content_type: str, octets: int, raw: str) -> int:
+        """Keep a post in which nothing is known, for people to look at; returns its number."""
+        now = self._clock()
+        number = self._last = max(self._last + 1, int(now * 1e6))
+        self._unreadable += 1
+        self._warn(
+            f"unreadable: {source}",
+            "a post of %d octets from %r is unreadable (%s); it is kept as number %d",
+            octets, source, content_type[:100] or "no content type", number,
+        )  # fmt: skip
+        row = (
+            self._unreadable_kind, number, now, source, content_type[:200], octets, raw,
+            self._limits.unreadable,
+        )  # fmt: skip
+        await self._storage.insert([row])
+        return number
+
+    async def unreadable(self, limit: int = 100, *, before: int | None = None) -> list[Unreadable]:
+        """The newest posts that nobody could read, newest first."""
+        return await self._storage.read(partial(read_unreadable, limit=limit, before=before))
+
+    def count_test(self) -> None:
+        """Count a test of a sender's settings."""
+        self._tests += 1
+
+    # What is known of alarms.
+
+    def open_count(self, app: str, tags: Iterable[str]) -> int:
+        """Open and unacknowledged alarms of those who have any of the tags; nothing waits for it."""
+        if app != self._app:
+            return 0
+        wanted = frozenset(tags)
+        sets = self._tag_sets
+        return sum(count for text, count in self._unread.items() if not wanted.isdisjoint(sets[text]))
+
+    async def list(
+        self,
+        *,
+        state: ListedState | None = None,
+        device: str = "",
+        severity: Sequence[Severity] = (),
+        tags: Iterable[str] | None = None,
+        after: int | None = None,
+        limit: int = 100,
+    ) -> list[Listed]:
+        """Alarms, the newest opened first.
+
+        Args:
+          state: "open" has the acknowledged ones in it.
+          device: a pattern with `*` and `?`, upper and lower case alike.
+          severity: any of these; of a cleared alarm it is "clear".
+          tags: told to those who have any of them; None for all.
+          after: the place of the last one of the page before.
+          limit: at most so many.
+        """
+        sets = None
+        if tags is not None:
+            wanted = frozenset(tags)
+            sets = [text for text, found in self._tag_sets.items() if not wanted.isdisjoint(found)]
+        query = partial(
+            list_alarms,
+            state=state,
+            device=device,
+            severity=tuple(severity),
+            sets=sets,
+            after=after,
+            limit=limit,
+        )
+        return await self._storage.read(query)
+
+    async def get(self, name: str, *, before: int | None = None, limit: int = 100) -> History | None:
+        """An alarm by its id, with what happened to it; None where there is none."""
+        alarm = octets_of(name)
+        if alarm is None:
+            await trio.lowlevel.checkpoint()
+            return None
+        return await self._storage.read(
+            partial(read_history, alarm=alarm, name=name, before=before, limit=limit)
+        )
+
+    def statistics(self) -> AlarmStatistics:
+        return AlarmStatistics(
+            rules=dict(self._rules),
+            unrouted=dict(self._unrouted),
+            unreadable=self._unreadable,
+            tests=self._tests,
+            waiting=self._turns.waiting,
+            unacknowledged=sum(self._unread.values()),
+            cached_octets=self._cache.octets,
+        )
+
+    # What is forgotten.
+
+    async def trim(self) -> None:
+        """Drop verdicts that are too old, or too many, and the cleared alarms that they were the last of."""
+        old, octets = self._clock() - self._limits.history_after, self._limits.history_octets
+        while await self._storage.write(partial(trim_verdicts, old=old, octets=octets), essential=True):
+            pass
+        while forgotten := await self._storage.write(forget_alarms, essential=True):
+            for alarm in forgotten:
+                self._cache.put(alarm, None)
+
+
+@final
+class _Cache:
+    """Rows that were used of late, up to so many octets."""
+
+    def __init__(self, limit: int) -> None:
+        self.octets = 0
+        self._limit = limit
+        self._rows: OrderedDict[bytes, tuple[int, int, bytes]] = OrderedDict()
+
+    def get(self, alarm: bytes) -> _Known | None:
+        found = self._rows.get(alarm)
+        if found is None:
+            return None
+        self._rows.move_to_end(alarm)
+        return _Known(found[0], found[1], read_row(found[2]))
+
+    def put(self, alarm: bytes, known: _Known | None) -> None:
+        gone = self._rows.pop(alarm, None)
+        if gone is not None:
+            self.octets -= len(gone[2])
+        if known is not None:
+            row = encode(known.row)
+            self._rows[alarm] = known.opened, known.last, row
+            self.octets += len(row)
+            while self.octets > self._limit:
+                self.octets -= len(self._rows.popitem(last=False)[1][2])
+
+
+@final
+class _Turns:
+    """One at a time for each alarm, in order of arrival."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self._queues: dict[bytes, deque[trio.Event]] = {}
+
+    async def begin(self, alarm: bytes) -> None:
+        queue = self._queues.get(alarm)
+        if queue is None:
+            self._queues[alarm] = deque()
+            return
+        turn = trio.Event()
+        queue.append(turn)
+        self.waiting += 1
+        try:
+            await turn.wait()
+        except BaseException:
+            if turn.is_set():
+                self.end(alarm)
+            else:
+                queue.remove(turn)
+            raise
+        finally:
+            self.waiting -= 1
+
+    def end(self, alarm: bytes) -> None:
+        queue = self._queues[alarm]
+        if queue:
+            queue.popleft().set()
+        else:
+            del self._queues[alarm]
+
+
+def _known(columns: Sequence[Any] | None) -> _Known | None:
+    if columns is None:
+        return None
+    opened, last, row = columns
+    return _Known(opened, last, read_row(bytes.fromhex(row)))
