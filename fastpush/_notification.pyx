@@ -438,7 +438,7 @@ cdef str shown_device_token(Notification notification):
 
 
 @cython.final
-@cython.freelist(256)       # one per push, as the notification
+@cython.freelist(1024)      # as many as one connection answers at once: more would wake the garbage collector
 cdef class Response:
     """What became of one notification: exactly one for each.
 

@@ -286,8 +286,9 @@ class Responses:
             else:
                 await trio.lowlevel.checkpoint()
             if collector.unread:
+                full = collector.unread >= MOST_UNREAD
                 batch: list[Response] = collector.take()
-                if not self._input_read:
+                if full:
                     self._pool.wake_feeders()
                 return batch
             if self._input_read and not collector.outstanding:
@@ -312,12 +313,12 @@ class Responses:
         pool, collector = self._pool, self._collector
         iterator = iter(notifications)
         while True:
-            await self._wait_for_space()
+            if not await self._wait_for_space():
+                await trio.lowlevel.checkpoint()
             limit = min(pool.space(), TAKEN_AT_ONCE)
             now, until = trio.current_time(), time.monotonic() + TURN
             if pool.take_from(lambda queue: pull(iterator, queue, collector, limit, now, until)):  # noqa: B023
                 return
-            await trio.lowlevel.checkpoint()
 
     async def _feed_from_async(self, notifications: AsyncIterable[Notification]) -> None:
         pool, collector = self._pool, self._collector
@@ -334,9 +335,13 @@ class Responses:
                 until = time.monotonic() + TURN
             await self._wait_for_space()
 
-    async def _wait_for_space(self) -> None:
+    async def _wait_for_space(self) -> bool:
+        """Returns whether it had to wait."""
+        waited = False
         while self._pool.space() <= 0 or self._collector.unread >= MOST_UNREAD:
             await self._pool.wait_for_space()
+            waited = True
+        return waited
 
     def _withdraw(self) -> None:
         self._pool.withdraw(self._collector)

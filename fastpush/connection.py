@@ -140,7 +140,8 @@ class Connection:
         self._strikes = 0
         self._server_errors = 0
         self._accepted_at_rest = 0
-        self._rested_at = self.began_at
+        self._answered_at = self.began_at
+        self._seconds_an_answer = 0.0
         self._oddity_told = False
 
     def __repr__(self) -> str:
@@ -291,9 +292,13 @@ class Connection:
     async def _read(self) -> None:
         transport = self._transport
         assert transport is not None
+        rest = 0.0
         while True:
             try:
-                octets = await transport.receive()
+                # The tasks just woken come first, whether there is something to receive or not.
+                if rest > 0.0:
+                    await trio.sleep(rest)
+                octets = await transport.receive(at_once=rest > 0.0)
             except BrokenTransport as error:
                 self._lost(error)
                 return
@@ -310,31 +315,28 @@ class Connection:
                 self.owner.became_ready(self)
             self.flush()
             self.owner.progressed(self)
-            # The tasks just woken come first, whether `receive` had to wait or not.
             rest = self._rest(now)
-            if rest > 0.0:
-                await trio.sleep(rest)
-            else:
-                await trio.lowlevel.checkpoint()
 
     def _rest(self, now: float) -> float:
         """How long to let answers gather before the next receive; 0 as soon as anybody might notice.
 
         Where the streams are full of pushes of `send_many`, answers trickle in, and to wake for each few of
-        them costs more than to handle them. A quarter of the time in which the server would answer all that
+        them costs more than to handle them; some servers send as many small records of WINDOW_UPDATE, to
+        which there is nothing to do at all. A third of the time in which the server would answer all that
         is in flight leaves it enough to do.
         """
         exchange = self.exchange
         answered = exchange.accepted - self._accepted_at_rest
-        took = now - self._rested_at
-        self._accepted_at_rest = exchange.accepted
-        self._rested_at = now
+        if answered:
+            self._seconds_an_answer = (now - self._answered_at) / answered
+            self._accepted_at_rest = exchange.accepted
+            self._answered_at = now
         in_flight = exchange.in_flight
-        if not answered or exchange.awaited or 2 * in_flight < self.engine.stream_limit:
+        if exchange.awaited or 2 * in_flight < self.engine.stream_limit:
             return 0.0
         if self.engine.window_blocked or self.state != "open":
             return 0.0
-        return min(MAX_REST, took / answered * in_flight / 4)
+        return min(MAX_REST, self._seconds_an_answer * in_flight / 2)
 
     async def _write(self) -> None:
         """Sleep until the socket is full, and then send the rest as it takes it."""

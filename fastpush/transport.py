@@ -103,6 +103,7 @@ class Transport:
         self._received = bytearray(RECEIVE_OCTETS)
         self._plain = bytearray(RECEIVE_OCTETS)
         self._read_to_end = False
+        self._emptied = False  # the socket, by the last `recv`: it brought less than was asked for
         self._read_error: BrokenTransport | None = None
         self._write_error: BrokenTransport | None = None
         self.write_calls = 0
@@ -216,17 +217,26 @@ class Transport:
 
     # Reading.
 
-    async def receive(self) -> memoryview | None:
+    async def receive(self, *, at_once: bool = True) -> memoryview | None:
         """Wait for octets and return all plaintext that they hold, up to 256 KiB; None at the end.
 
         The view is good until the next call. It may be empty (a session ticket, say). What was decrypted
         before an alert, a reset or the end is returned first.
 
+        Args:
+          at_once: take what is there without a checkpoint. Otherwise other tasks have their turn first, and
+            a socket that the last call has emptied is not asked before it is readable.
+
         Raises:
           BrokenTransport: the connection is lost.
         """
-        if not (self._read_to_end or self._incoming.pending):
+        wanting = not (self._read_to_end or self._incoming.pending)
+        if not at_once and not (wanting and self._emptied):
+            await trio.lowlevel.checkpoint()
+        if wanting:
             try:
+                if not at_once and self._emptied:
+                    await self._readable()
                 if not await self._fill():
                     self._incoming.write_eof()
             except BrokenTransport as error:
@@ -271,13 +281,19 @@ class Transport:
             try:
                 count = self._socket.recv_into(self._received)
             except BlockingIOError:
-                with _closed_here():
-                    await trio.lowlevel.wait_readable(self._socket)
+                await self._readable()
             except OSError as error:
                 raise BrokenTransport(_words(error)) from error
             else:
+                self._emptied = count < RECEIVE_OCTETS
                 self._incoming.write(memoryview(self._received)[:count])
                 return count > 0
+
+    async def _readable(self) -> None:
+        if self._socket.fileno() == -1:
+            raise BrokenTransport(_CLOSED_HERE)
+        with _closed_here():
+            await trio.lowlevel.wait_readable(self._socket)
 
     def close(self) -> None:
         """Say goodbye (close_notify) if the socket takes it at once, and close."""
