@@ -1,0 +1,268 @@
+"""The apps that the gateway pushes for: a credential, a topic and limits each, and the clients for them.
+
+An app has up to four *lines*, each a `fastpush.Client` of its own: for production and development, each with
+the credential and with the standby's. A line is opened when it is first needed; a credential that cannot be
+used, or that APNs refuses, stops its line and no other one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, final
+
+import trio
+
+from fastpush.client import Client, open_client
+from fastpush.credentials import Credential
+from fastpush.errors import CredentialRefused, InvalidCredential
+from fastpush.events import ClientEvent, ClientStatistics, CredentialWasRefused
+from fastpush.gateway.config import AppSettings, CredentialSettings, SecretUnusable
+
+__all__ = ["App", "AppSettings", "Apps", "CredentialSettings", "Line", "State"]
+
+logger = logging.getLogger("fastpush.gateway.apps")
+
+Environment = Literal["production", "development"]
+Role = Literal["main", "standby"]
+State = Literal["running", "paused", "refused", "unreachable"]
+
+LOOK_EVERY = 1.0  # seconds between two looks at whether a stopped client goes on
+
+
+@final
+class Line:
+    """One client of an app, and whether APNs takes anything through it.
+
+    Attributes:
+      client: None while the credential cannot be used at all.
+      stopped: why nothing goes out, None if it does.
+      refused: it is stopped because APNs refuses the credential, or because it cannot be used.
+    """
+
+    def __init__(self, app: App, environment: Environment, role: Role) -> None:
+        self.app = app
+        self.environment = environment
+        self.role = role
+        self.client: Client | None = None
+        self.stopped: str | None = None
+        self.refused = False
+        self._opening = False
+        self._changed = trio.Event()
+
+    def __repr__(self) -> str:
+        return f"<{self.role} line of {self.app.name} to {self.environment}, {self.stopped or 'open'}>"
+
+    def stop(self, reason: str, *, refused: bool) -> None:
+        """Say that nothing goes out through it. Who feeds it waits for `changed`."""
+        if self.stopped is None:
+            logger.error("%s: nothing is sent to %s: %s", self.app.name, self.environment, reason)
+            self.stopped, self.refused = reason, refused
+            self._notify()
+            self.app._stopped(self)
+        self.stopped, self.refused = reason, refused
+
+    def go_on(self) -> None:
+        """Say that it takes pushes again."""
+        if self.stopped is not None:
+            logger.info("%s: sending to %s goes on", self.app.name, self.environment)
+            self.stopped, self.refused = None, False
+            self._notify()
+            self.app._notify()
+
+    async def changed(self) -> None:
+        """Wait until it stops, goes on, or is opened."""
+        await self._changed.wait()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def _heard(self, event: ClientEvent) -> None:
+        if isinstance(event, CredentialWasRefused):
+            self.stop(f"APNs refuses {event.identity}: {event.reason}", refused=True)
+
+    async def _run(self, credential: Credential) -> None:
+        settings = self.app.settings
+        development = self.environment == "development"
+        async with open_client(
+            credential,
+            topic=settings.topic,
+            environment=self.environment,
+            host=settings.development_host if development and settings.development_host else settings.host,
+            port=settings.development_port if development and settings.development_port else settings.port,
+            ca_file=settings.ca_file,
+            proxy=settings.proxy_url(),
+            max_connections=settings.max_connections,
+            listener=self._heard,
+        ) as client:
+            self.client = client
+            self.go_on()
+            self._notify()
+            while True:
+                if self.stopped is None:
+                    await self._changed.wait()
+                    continue
+                await trio.sleep(LOOK_EVERY)
+                if client.statistics().stopped is None:
+                    self.go_on()
+
+
+@final
+class App:
+    """One app, made by `Apps`."""
+
+    def __init__(self, settings: AppSettings, nursery: trio.Nursery) -> None:
+        self.settings = settings
+        self.name = settings.name
+        self.paused: str | None = None
+        """Why nothing is dispatched although APNs would take it: an operator's pause, or the breaker."""
+        self._nursery = nursery
+        self._credentials: dict[Role, Credential] = {}
+        self._lines: dict[tuple[Environment, Role], Line] = {}
+        self._changed = trio.Event()
+
+    def __repr__(self) -> str:
+        return f"<app {self.name}, {self.state}>"
+
+    @property
+    def lines(self) -> Sequence[Line]:
+        """Those that were needed so far."""
+        return tuple(self._lines.values())
+
+    @property
+    def client(self) -> Client | None:
+        """The one with the app's own credential and first environment; None if that cannot be used."""
+        return self.line(self.settings.environments[0]).client
+
+    @property
+    def standby(self) -> Client | None:
+        """The one with the standby credential, where there is one and it was needed."""
+        line = self._lines.get((self.settings.environments[0], "standby"))
+        return None if line is None else line.client
+
+    @property
+    def state(self) -> State:
+        """ "refused" or "unreachable" only where no standby takes over."""
+        if self.paused is not None:
+            return "paused"
+        line = self.best_line(self.settings.environments[0])
+        return "running" if line.stopped is None else "refused" if line.refused else "unreachable"
+
+    @property
+    def reason(self) -> str | None:
+        """Why it does not run; also why its own credential does not, while the standby does."""
+        return self.paused or self.line(self.settings.environments[0]).stopped
+
+    def line(self, environment: Environment, role: Role = "main") -> Line:
+        """The line, opened in the background if it was not."""
+        line = self._lines.get((environment, role))
+        if line is None:
+            line = self._lines[environment, role] = Line(self, environment, role)
+            self._open(line)
+        return line
+
+    def best_line(self, environment: Environment) -> Line:
+        """The one to send through: the standby's where it works and the app's own does not."""
+        main = self.line(environment)
+        if main.stopped is None or self.settings.standby is None:
+            return main
+        standby = self.line(environment, "standby")
+        return standby if standby.stopped is None else main
+
+    async def use_credential(self, credential: Credential, *, role: Role = "main") -> None:
+        """Prove another credential, and use it from now on; nothing is lost.
+
+        Raises:
+          InvalidCredential, CredentialRefused, NotSent: as `Client.use_credential`. Nothing has changed.
+        """
+        for (_, owner), line in list(self._lines.items()):
+            if owner == role and line.client is not None:
+                await line.client.use_credential(credential)
+                line.go_on()
+        self._credentials[role] = credential
+        for (_, owner), line in list(self._lines.items()):
+            if owner == role and line.client is None:
+                self._open(line)
+
+    async def changed(self) -> None:
+        """Wait until one of its lines stops or goes on."""
+        await self._changed.wait()
+
+    def statistics(self) -> dict[str, ClientStatistics]:
+        """Of its clients, by environment and role, as in "production main"."""
+        return {
+            f"{environment} {role}": line.client.statistics()
+            for (environment, role), line in self._lines.items()
+            if line.client is not None
+        }
+
+    def _open(self, line: Line) -> None:
+        credential = self._credentials.get(line.role)
+        if line._opening:
+            return
+        if credential is None:
+            wanted = self.settings.credential if line.role == "main" else self.settings.standby
+            assert wanted is not None
+            try:
+                credential = self._credentials[line.role] = wanted.load()
+            except (InvalidCredential, OSError) as error:
+                line.stop(f"the credential cannot be used: {error}", refused=True)
+                return
+        line._opening = True
+        self._nursery.start_soon(self._run_line, line, credential)
+
+    async def _run_line(self, line: Line, credential: Credential) -> None:
+        try:
+            await line._run(credential)
+        except (InvalidCredential, CredentialRefused, SecretUnusable) as error:
+            line.stop(f"the credential cannot be used: {error}", refused=True)
+        finally:
+            line._opening, line.client = False, None
+
+    def _stopped(self, line: Line) -> None:
+        if line.role == "main" and self.settings.standby is not None:
+            self.line(line.environment, "standby")
+        self._notify()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+
+@final
+class Apps(Mapping[str, App]):
+    """All apps by name. `run` opens their clients and keeps them until it is cancelled."""
+
+    def __init__(
+        self, settings: Sequence[AppSettings], *, credentials: Mapping[str, Credential] | None = None
+    ) -> None:
+        """Take the settings, and for some apps credentials in place of what their settings name."""
+        self._settings = settings
+        self._given = credentials or {}
+        self._apps: dict[str, App] = {}
+
+    def __getitem__(self, name: str) -> App:
+        return self._apps[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._apps)
+
+    def __len__(self) -> int:
+        return len(self._apps)
+
+    async def run(self, *, task_status: trio.TaskStatus[Apps] = trio.TASK_STATUS_IGNORED) -> None:
+        """Open the clients and keep them; started at once, whatever APNs says of the credentials."""
+        async with trio.open_nursery() as nursery:
+            for settings in self._settings:
+                app = self._apps[settings.name] = App(settings, nursery)
+                if settings.name in self._given:
+                    app._credentials["main"] = self._given[settings.name]
+            for app in self._apps.values():
+                app.line(app.settings.environments[0])
+            task_status.started(self)
+            await trio.sleep_forever()
+
+    def statistics(self) -> dict[str, dict[str, ClientStatistics]]:
+        """Of all clients, by app."""
+        return {name: app.statistics() for name, app in self._apps.items()}
