@@ -77,6 +77,7 @@ ONLY = {
 WITHOUT_IO = [
     "http2", "retry", "notification", "_notification", "_live_activity", "_encode", "_json", "errors",
     "_buffer", "gateway/sources", "gateway/alarms.py", "gateway/banners.py", "gateway/routes.py",
+    "gateway/notices/values.py", "gateway/notices/echo.py", "gateway/watchdog/judge.py",
 ]  # fmt: skip
 IO = {
     "asyncio", "concurrent", "http", "io", "logging", "multiprocessing", "os", "pathlib", "queue", "random",

@@ -20,7 +20,18 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match, Route
 
-from fastpush.gateway.api import ASGI, Gateway, HotRoute, Receive, Scope, Send, alarms, opmanager, outbox
+from fastpush.gateway.api import (
+    ASGI,
+    Gateway,
+    HotRoute,
+    Receive,
+    Scope,
+    Send,
+    alarms,
+    notices,
+    opmanager,
+    outbox,
+)
 from fastpush.gateway.log import request_id
 from fastpush.gateway.outbox import IdempotencyConflict, OutboxBusy
 from fastpush.gateway.problems import CONTENT_TYPE, Problem
@@ -30,8 +41,8 @@ __all__ = ["Application", "admin_app", "ingest_app"]
 
 logger = logging.getLogger("fastpush.gateway.app")
 
-INGEST: list[ModuleType] = [alarms, opmanager]
-ADMIN: list[ModuleType] = [outbox]
+INGEST: list[ModuleType] = [alarms, notices, opmanager]
+ADMIN: list[ModuleType] = [notices, outbox]
 """Modules of `fastpush.gateway.api`, asked for `routes`, `hot_routes` and `admin_routes`."""
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")

@@ -1,0 +1,1 @@
+"""Watches what the gateway stands on: credentials, certificates, trust, clock, and its own silence."""
