@@ -1,0 +1,30 @@
+"""Authentication: who a request comes from, and what that principal may.
+
+`open_authenticator` gives an `Authenticator`; `authenticate` turns a request into a `Principal`, whose
+`require` refuses what it may not. Keys are for people and systems, secrets of their own for phones.
+"""
+
+from fastpush.gateway.auth.authenticator import (
+    AuditRecord,
+    Authenticator,
+    AuthSettings,
+    Code,
+    CreatedKey,
+    Enrolled,
+    KeyRecord,
+    open_authenticator,
+)
+from fastpush.gateway.auth.principal import SCOPES, Principal
+
+__all__ = [
+    "SCOPES",
+    "AuditRecord",
+    "AuthSettings",
+    "Authenticator",
+    "Code",
+    "CreatedKey",
+    "Enrolled",
+    "KeyRecord",
+    "Principal",
+    "open_authenticator",
+]
