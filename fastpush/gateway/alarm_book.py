@@ -12,6 +12,7 @@ again behind it, before the alarm's next event is judged.
 from __future__ import annotations
 
 import logging
+import sqlite3
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -209,7 +210,8 @@ class Alarms:
         self._turns = _Turns()
         self._unread: Counter[str] = Counter()
         self._tag_sets: dict[str, frozenset[str]] = {}
-        self._reached: OrderedDict[tuple[str, ...], tuple[float, bool]] = OrderedDict()
+        self._reached: dict[tuple[str, ...], tuple[float, bool]] = {}
+        self._reaching = trio.Lock()
         self._rules: Counter[str] = Counter()
         self._unrouted: Counter[str] = Counter()
         self._unreadable = 0
@@ -219,6 +221,11 @@ class Alarms:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._app}, {sum(self._unread.values())} unacknowledged>"
+
+    @property
+    def app(self) -> str:
+        """Whose phones are told."""
+        return self._app
 
     async def _load(self) -> None:
         last, unread, sets = await self._storage.read(read_state)
@@ -334,15 +341,23 @@ class Alarms:
         """Whether any device has one of the tags, as far as was seen in the last moments."""
         if self._reach is None:
             return True
-        now = self._clock()
-        at, found = self._reached.get(tags, (0.0, False))
-        if not 0.0 <= now - at < self._limits.reach_after:
-            found = await self._reach(self._app, Audience(any_of=tags))
-            self._reached[tags] = now, found
-            self._reached.move_to_end(tags)
-            if len(self._reached) > MAX_REACHED:
-                self._reached.popitem(last=False)
-        return found
+        found = self._reached.get(tags)
+        if found is None or not 0.0 <= self._clock() - found[0] < self._limits.reach_after:
+            async with self._reaching:  # a storm asks once
+                if self._reached.get(tags) is found:
+                    await self._ask_reach(self._reach, tags)
+            found = self._reached[tags]
+        return found[1]
+
+    async def _ask_reach(self, reach: Reach, tags: tuple[str, ...]) -> None:
+        try:
+            any_device = await reach(self._app, Audience(any_of=tags))
+        except (StorageError, sqlite3.Error):
+            logger.exception("whether any device has %s could not be read; it is taken for granted", tags[:5])
+            any_device = True
+        self._reached[tags] = self._clock(), any_device
+        if len(self._reached) > MAX_REACHED:
+            self._reached.pop(next(iter(self._reached)))
 
     async def _change(self, name: str, decide: _Decide) -> tuple[Any, _Step | None, int]:
         """Bring an alarm from what it is to what is decided, alone.

@@ -285,21 +285,24 @@ def read_unreadable(connection: sqlite3.Connection, *, limit: int, before: int |
     return [Unreadable(*columns) for columns in msgspec.json.decode(text)]
 
 
+_OLDEST = f"""
+SELECT max(id), max(running), count(*)
+FROM (SELECT id, at, own, sum(own) OVER (ORDER BY id) AS running
+      FROM (SELECT id, at, length(told) + {VERDICT_OCTETS} AS own FROM alarm_verdict ORDER BY id LIMIT :rows))
+WHERE at < :old OR running - own < :excess
+"""
+
+
 def trim_verdicts(connection: sqlite3.Connection, *, old: float, octets: int) -> bool:
     """Drop some of the oldest, if they are to be dropped; whether there may be more."""
-    held = connection.execute("SELECT octets FROM alarm_history").fetchone()[0]
-    last, size, count = connection.execute(
-        f"SELECT max(id), sum(length(told) + {VERDICT_OCTETS}), count(*) FROM"
-        " (SELECT id, at, told FROM alarm_verdict ORDER BY id LIMIT ?1) WHERE at < ?2 OR ?3",
-        (TRIM_ROWS, old, held > octets),
-    ).fetchone()
+    (held,) = connection.execute("SELECT octets FROM alarm_history").fetchone()
+    values = {"rows": TRIM_ROWS, "old": old, "excess": held - octets}
+    last, size, count = connection.execute(_OLDEST, values).fetchone()
     if not count:
         return False
-    connection.execute(
-        "DELETE FROM alarm_verdict WHERE id <= ? AND (at < ? OR ?)", (last, old, held > octets)
-    )
+    connection.execute("DELETE FROM alarm_verdict WHERE id <= ?", (last,))
     connection.execute("UPDATE alarm_history SET octets = octets - ?", (size,))
-    return bool(count == TRIM_ROWS or held > octets)
+    return bool(count == TRIM_ROWS)
 
 
 def forget_alarms(connection: sqlite3.Connection) -> list[bytes]:

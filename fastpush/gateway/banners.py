@@ -275,6 +275,7 @@ def _custom(row: AlarmRow, look: Look) -> dict[str, Any]:
         "v": 1,
         "id": alarm_digest(row.source, row.key),
         "src": _short_id(row.source),
+        "gen": row.generation,
         "sev": _CODES[row.severity],
         "state": row.state if row.acknowledged_at is None or row.state == "cleared" else "acknowledged",
         "ts": row.source_at if row.source_at is not None else int(row.changed_at * 1000),

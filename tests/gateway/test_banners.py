@@ -59,7 +59,7 @@ def test_a_critical_alarm() -> None:
             "mutable-content": 1,
         },
         "opm": {
-            "v": 1, "id": collapse_id(row)[2:], "src": "opm1", "sev": 1, "state": "open",
+            "v": 1, "id": collapse_id(row)[2:], "src": "opm1", "gen": 1, "sev": 1, "state": "open",
             "ts": int(NOW * 1000), "alarmid": "4092", "entity": "core_Poll",
         },
     }  # fmt: skip

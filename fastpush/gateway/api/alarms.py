@@ -287,7 +287,7 @@ def _body(name: str, row: AlarmRow) -> AlarmBody:
 async def _principal(gateway: Gateway, request: Request) -> Any:
     principal = await gateway.keys.authenticate(request.scope)
     if principal.kind != "device":
-        principal.require("alarms")
+        principal.require("alarms", gateway.alarms.app)
     return principal
 
 
@@ -295,7 +295,9 @@ async def _tags_of(gateway: Gateway, principal: Any) -> frozenset[str] | None:
     """The tags whose alarms are seen; None for all."""
     if principal.kind != "device":
         return None
-    (app,) = principal.apps
+    app = gateway.alarms.app
+    if principal.app != app or principal.device_token is None:
+        return frozenset()
     device = await gateway.devices.get(app, principal.device_token)
     return frozenset(device.tags) if device is not None else frozenset()
 

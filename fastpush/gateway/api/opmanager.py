@@ -26,7 +26,7 @@ from fastpush.gateway.storage import StorageFull, StorageUnknown
 __all__ = ["MAX_DRAINED_OCTETS", "WebhookAnswer", "hot_routes"]
 
 PATH = "/v1/opmanager"
-MAX_DRAINED_OCTETS = 8 << 20
+MAX_DRAINED_OCTETS = 4 << 20
 """A body beyond this is refused; up to it what exceeds the 256 KiB that are read is let go."""
 _PARSED_ASIDE_OCTETS = 32 << 10  # longer bodies are parsed in another thread
 _KEPT_UNREADABLE_OCTETS = 16 << 10
@@ -97,9 +97,13 @@ def hot_routes(gateway: Gateway) -> list[HotRoute]:
     """POST, and PUT since OpManager's form lets one choose."""
 
     async def take_webhook(scope: Scope, receive: Receive, send: Send) -> None:
-        body, octets = await _read(receive)
-        principal = await gateway.keys.authenticate(scope, query_token=True, body=body)
-        principal.require("alarms")
+        signed = gateway.keys.is_signed(scope)
+        if not signed:  # then nothing is read of those who may not
+            principal = await gateway.keys.authenticate(scope, query_token=True)
+        body, octets = await _read(receive, MAX_DRAINED_OCTETS if signed else MAX_BODY_OCTETS)
+        if signed:
+            principal = await gateway.keys.authenticate(scope, body=body)
+        principal.require("alarms", gateway.alarms.app)
         query = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=64)
         product = query.get("product", ["opmanager"])[0]
         if product not in _NUMBERS:
@@ -150,8 +154,8 @@ async def _kept(gateway: Gateway, event: Event, kind: str, body: bytes, octets: 
     )
 
 
-async def _read(receive: Receive) -> tuple[bytes, int]:
-    """The part of the body that is read at all, and how long the whole was.
+async def _read(receive: Receive, kept: int) -> tuple[bytes, int]:
+    """The beginning of the body, at least so many octets of it, and how long the whole is.
 
     Raises:
       Problem: 413.
@@ -164,7 +168,7 @@ async def _read(receive: Receive) -> tuple[bytes, int]:
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         part = message.get("body", b"")
-        if size <= MAX_BODY_OCTETS:
+        if size < kept:
             parts.append(part)
         size += len(part)
         if size > MAX_DRAINED_OCTETS:
