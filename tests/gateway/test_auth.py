@@ -2,10 +2,11 @@
 
 import pytest
 
-from fastpush.gateway.auth import open_authenticator
+from fastpush.gateway.auth import SCOPES, Principal, open_authenticator
 from fastpush.gateway.problems import Problem
 from fastpush.gateway.storage import Limits, open_storage
 
+ADMIN = Principal("the tests", "control", frozenset(SCOPES), key_id="control")
 ROOMY = Limits(low_water_octets=0, low_water_share=0.0, reserve_octets=4_096)
 
 
@@ -67,8 +68,8 @@ async def test_a_key_lets_in_until_it_is_revoked(keys):
 
 
 async def test_a_phone_enrols_once_with_a_code(keys):
-    code = await keys.create_enrolment_code("com.example.app", "alice", ["network"])
-    enrolled = await keys.enrol(code.code.lower())
+    code = await keys.phones.create_code("com.example.app", "alice", ["network"], by=ADMIN)
+    enrolled = await keys.phones.enrol(code.code.lower())
     phone = await keys.authenticate(request(enrolled.device_secret))
     assert (phone.kind, phone.user, phone.app, phone.scopes) == (
         "device",
@@ -77,4 +78,4 @@ async def test_a_phone_enrols_once_with_a_code(keys):
         frozenset(),
     )
     with pytest.raises(Problem, match="not valid"):
-        await keys.enrol(code.code)
+        await keys.phones.enrol(code.code)

@@ -4,20 +4,20 @@
 `require` refuses what it may not. Keys are for people and systems, secrets of their own for phones.
 """
 
+from fastpush.gateway.auth.audit import AuditLog, AuditRecord
 from fastpush.gateway.auth.authenticator import (
-    AuditRecord,
     Authenticator,
     AuthSettings,
-    Code,
     CreatedKey,
-    Enrolled,
     KeyRecord,
     open_authenticator,
 )
+from fastpush.gateway.auth.phones import Code, Enrolled
 from fastpush.gateway.auth.principal import SCOPES, Principal
 
 __all__ = [
     "SCOPES",
+    "AuditLog",
     "AuditRecord",
     "AuthSettings",
     "Authenticator",

@@ -10,11 +10,18 @@ from urllib.parse import unquote_to_bytes
 
 from fastpush.gateway import signatures
 
-__all__ = ["Signed", "presented", "signature_of", "text_of"]
+__all__ = ["WRONG", "Signed", "Wrong", "presented", "signature_of", "text_of"]
+
+WRONG = "This key is not known here."
+"""Said of all that is wrong, whatever it is: nobody learns which keys there are."""
 
 MAX_OCTETS = 512
 MAX_MESSAGE_ID = 256
 _TIMESTAMP = re.compile(r"[0-9]{1,12}", re.ASCII)
+
+
+class Wrong(Exception):
+    """What was shown proves nothing. The message goes to the client."""
 
 
 class Signed(NamedTuple):

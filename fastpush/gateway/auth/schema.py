@@ -15,12 +15,10 @@ from __future__ import annotations
 import secrets
 import sqlite3
 
+from fastpush.gateway.auth.audit import KEEP_RECORDS
 from fastpush.gateway.storage import Migration
 
-__all__ = ["AUDIT", "KEEP_AUDIT", "MIGRATIONS", "SIGNATURE"]
-
-KEEP_AUDIT = 100_000
-"""The newest rows of the audit log, which nothing deletes."""
+__all__ = ["MIGRATIONS"]
 
 _VERSION_1 = (
     """CREATE TABLE api_key (
@@ -49,7 +47,7 @@ _VERSION_1 = (
     """CREATE TRIGGER audit_is_not_changed BEFORE UPDATE ON audit
        BEGIN SELECT raise(ABORT, 'the audit log is not changed'); END""",
     f"""CREATE TRIGGER audit_is_kept BEFORE DELETE ON audit
-        WHEN OLD.id > (SELECT max(id) FROM audit) - {KEEP_AUDIT}
+        WHEN OLD.id > (SELECT max(id) FROM audit) - {KEEP_RECORDS}
         BEGIN SELECT raise(ABORT, 'the audit log is kept'); END""",
 )
 
@@ -59,10 +57,3 @@ def _draw_seal(connection: sqlite3.Connection) -> None:
 
 
 MIGRATIONS: list[Migration] = [_VERSION_1, _draw_seal]
-
-# digest, signed_at
-SIGNATURE = "INSERT OR IGNORE INTO signature VALUES (NEW.a, NEW.b)"
-
-# at, kind, name, key_id, address, action, target, detail
-AUDIT = """INSERT INTO audit (at, kind, name, key_id, address, action, target, detail)
-  VALUES (NEW.a, NEW.b, NEW.c, NEW.d, NEW.e, NEW.f, NEW.g, NEW.h)"""
