@@ -139,8 +139,8 @@ async def test_a_body_that_is_too_large_or_cut_off():
 async def test_a_value_of_the_wrong_type_is_422_with_its_field():
     for body, field in [
         (b'{"sizes": [{"width": 1}, {"width": "x"}]}', "sizes[1].width"),
-        (b'{"sizes": [{"width": 1, "depth": 2}]}', "sizes[0]"),
-        (b"{}", None),
+        (b'{"sizes": [{"width": 1, "depth": 2}]}', "sizes[0].depth"),
+        (b"{}", "sizes"),
     ]:
         with pytest.raises(Problem) as raised:
             decode(body, Box)

@@ -21,6 +21,7 @@ A handler refuses by raising `Problem`. What storage and outbox raise becomes on
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, final
@@ -47,6 +48,8 @@ __all__ = [
     "json_response",
     "operation",
     "read_body",
+    "told",
+    "why_no_json",
 ]
 
 JSON_BODY_OCTETS = 256 << 10
@@ -56,6 +59,8 @@ Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 ASGI = Callable[[Any, Any, Any], Awaitable[None]]
+
+FIELD_AT_FAULT = re.compile(r"Object (?:contains unknown|missing required) field `([^`]*)`")
 
 T = TypeVar("T")
 H = TypeVar("H", bound=Callable[..., Any])
@@ -132,8 +137,11 @@ def told(error: msgspec.ValidationError, at: str = "") -> tuple[str, str | None]
     """Sentence and field of a validation error, whose message ends like ' - at `$.alert.title`'."""
     sentence, _, place = str(error).partition(" - at `")
     path = place.rstrip("`").removeprefix("key in ").removeprefix("$")
+    named = FIELD_AT_FAULT.match(sentence)
+    if named is not None:
+        path += f".{named[1]}"
     where = at + path if at else path.removeprefix(".")
-    return sentence.replace("`", "") + ".", where or None
+    return sentence.replace("`", "")[:200] + ".", where[:200] or None
 
 
 def why_no_json(error: Exception) -> str:
