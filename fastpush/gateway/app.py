@@ -7,8 +7,6 @@ Hot routes are found by their path and get ASGI as it comes; all others are Star
 from __future__ import annotations
 
 import logging
-import math
-import random
 import re
 import secrets
 from collections.abc import Iterable, Sequence
@@ -16,7 +14,6 @@ from itertools import count
 from types import ModuleType
 from typing import Any, final
 
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match, Route
 
@@ -28,22 +25,28 @@ from fastpush.gateway.api import (
     Scope,
     Send,
     alarms,
+    health,
     notices,
+    notifications,
     opmanager,
     outbox,
+    problem_of,
 )
+from fastpush.gateway.http import BodyRule
 from fastpush.gateway.log import request_id
-from fastpush.gateway.outbox import IdempotencyConflict, OutboxBusy
 from fastpush.gateway.problems import CONTENT_TYPE, Problem
-from fastpush.gateway.storage import StorageBroken, StorageFull, StorageUnknown
 
-__all__ = ["Application", "admin_app", "ingest_app"]
+__all__ = ["Application", "admin_app", "body_rule", "ingest_app"]
 
 logger = logging.getLogger("fastpush.gateway.app")
 
-INGEST: list[ModuleType] = [alarms, notices, opmanager]
-ADMIN: list[ModuleType] = [notices, outbox]
+INGEST: list[ModuleType] = [notifications, alarms, opmanager, notices, health]
+ADMIN: list[ModuleType] = [outbox, notices, health]
 """Modules of `fastpush.gateway.api`, asked for `routes`, `hot_routes` and `admin_routes`."""
+
+STREAMED = frozenset((b"application/x-ndjson", b"application/ndjson", b"application/jsonl", b"text/csv"))
+SLOW_PATHS = frozenset(("/v1/backup",))
+BODY, STREAM, SLOW_ANSWER = BodyRule(), BodyRule.stream(), BodyRule(answer_seconds=None)
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 
@@ -71,6 +74,20 @@ def routes_of(
     ]
     hot = [route for route in found if isinstance(route, HotRoute)]
     return [route for route in found if not isinstance(route, HotRoute)], hot
+
+
+def body_rule(scope: Scope) -> BodyRule:
+    """How large and how slow a request's body may be, for `fastpush.gateway.http.serve`.
+
+    Lines of any number are worked on as they arrive; all else is one body of at most 4 MiB, less where the
+    route says so.
+    """
+    for name, value in scope["headers"]:
+        if name == b"content-type":
+            if value.partition(b";")[0].strip().lower() in STREAMED:
+                return STREAM
+            break
+    return SLOW_ANSWER if scope["path"] in SLOW_PATHS else BODY
 
 
 @final
@@ -145,36 +162,6 @@ class Application:
             there = ", ".join(sorted(allowed))
             raise Problem(405, detail=f"Here is {there}, not {method[:20]}.", headers={"Allow": there})
         raise Problem(404, detail="There is no such path.")
-
-
-def problem_of(error: Exception) -> Problem | None:
-    """What an exception means to the client; None for what nobody has foreseen."""
-    match error:
-        case Problem():
-            return error
-        case StorageFull():
-            detail = "The gateway's disk is full. Nothing of this request was stored; repeat it later."
-            return Problem(507, "disk full", detail, headers=retry_after(30), stored=False)
-        case StorageUnknown() | StorageBroken():
-            detail = (
-                "The gateway's disk failed while this was written. It may be stored or not: repeat the"
-                " request with the same Idempotency-Key, and it is accepted once."
-            )
-            return Problem(503, "disk failed", detail, headers=retry_after(5), stored="unknown")
-        case OutboxBusy():
-            detail = f"Nothing of this request was stored: {error}. Repeat it later."
-            return Problem(503, "busy", detail, headers=retry_after(error.retry_after), stored=False)
-        case IdempotencyConflict():
-            detail = "This Idempotency-Key was used before, for a request with another content."
-            return Problem(409, "idempotency key used", detail, field="Idempotency-Key", stored=False)
-        case HTTPException():
-            return Problem(error.status_code, detail=error.detail, headers=error.headers)
-    return None
-
-
-def retry_after(seconds: float) -> dict[str, str]:
-    """A fifth more or less, so that those who were refused together do not come back together."""
-    return {"Retry-After": str(math.ceil(seconds * random.uniform(0.8, 1.2)))}
 
 
 async def write(problem: Problem, send: Send) -> None:

@@ -94,7 +94,7 @@ async def test_a_body_at_its_least_rate_has_its_whole_time_and_no_more():
         took, answer = await how_long(served, post(b"Content-Length: 100000"), bytes(50))
         assert 0.7 < took < 3.4
         assert status(answer) == 408
-    async with serving(body_rules=lambda method, path: BodyRule(None, None, 100, 0.3)) as served:
+    async with serving(body_rules=lambda scope: BodyRule(None, None, 100, 0.3)) as served:
         stream = await served.connect()
         await stream.send_all(post(b"Content-Length: 1500"))
         for _ in range(30):

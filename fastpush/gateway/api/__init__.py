@@ -21,17 +21,22 @@ A handler refuses by raising `Problem`. What storage and outbox raise becomes on
 
 from __future__ import annotations
 
+import math
+import random
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, final
 
 import msgspec
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from fastpush.gateway.counters import Counters
+from fastpush.gateway.outbox import IdempotencyConflict, OutboxBusy
 from fastpush.gateway.problems import Problem
+from fastpush.gateway.storage import StorageBroken, StorageFull, StorageUnknown
 
 if TYPE_CHECKING:
     from fastpush.gateway.outbox import Outbox
@@ -47,7 +52,9 @@ __all__ = [
     "decode",
     "json_response",
     "operation",
+    "problem_of",
     "read_body",
+    "retry_after",
     "told",
     "why_no_json",
 ]
@@ -159,6 +166,36 @@ _encode = msgspec.json.Encoder().encode
 def json_response(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """An answer of JSON. Ids that may exceed 2**53 are given as strings: JavaScript's numbers end there."""
     return Response(_encode(value), status, headers, "application/json")
+
+
+def problem_of(error: Exception) -> Problem | None:
+    """What an exception means to the client; None for what nobody has foreseen."""
+    match error:
+        case Problem():
+            return error
+        case StorageFull():
+            detail = "The gateway's disk is full. Nothing of this request was stored; repeat it later."
+            return Problem(507, "disk full", detail, headers=retry_after(30), stored=False)
+        case StorageUnknown() | StorageBroken():
+            detail = (
+                "The gateway's disk failed while this was written. It may be stored or not: repeat the"
+                " request with the same Idempotency-Key, and it is accepted once."
+            )
+            return Problem(503, "disk failed", detail, headers=retry_after(5), stored="unknown")
+        case OutboxBusy():
+            detail = f"Nothing of this request was stored: {error}. Repeat it later."
+            return Problem(503, "busy", detail, headers=retry_after(error.retry_after), stored=False)
+        case IdempotencyConflict():
+            detail = "This Idempotency-Key was used before, for a request with another content."
+            return Problem(409, "idempotency key used", detail, field="Idempotency-Key", stored=False)
+        case HTTPException():
+            return Problem(error.status_code, detail=error.detail, headers=error.headers)
+    return None
+
+
+def retry_after(seconds: float) -> dict[str, str]:
+    """A fifth more or less, so that those who were refused together do not come back together."""
+    return {"Retry-After": str(math.ceil(seconds * random.uniform(0.8, 1.2)))}
 
 
 # What a route says of itself.

@@ -34,6 +34,7 @@ class Connection(TCPServer):
         self._reading: trio.CancelScope | None = None
         self._last_call = inf
         self._linger_until = inf  # finite once we have ended our side
+        self._owner: str | None = None
 
     async def run(self) -> None:
         """Serve it to its end. Nothing that goes wrong in here reaches another connection."""
@@ -45,7 +46,16 @@ class Connection(TCPServer):
             self.guard.statistics.refused["error"] += 1
             logger.exception("a connection failed")
         finally:
+            self.guard.owners.move(self._owner, None)
             await trio.aclose_forcefully(self.stream)
+
+    def owned_by(self, name: str) -> bool:
+        """The application knows whose connection this is; whether that is not one too many."""
+        if not self.guard.owners.move(self._owner, name):
+            self.guard.statistics.refused["connections of an owner"] += 1
+            return False
+        self._owner = name
+        return True
 
     async def _run(self) -> None:
         alpn, certificate, secure = "http/1.1", None, False
@@ -78,6 +88,7 @@ class Connection(TCPServer):
                 self.protocol_send,
                 guard=self.guard,
                 certificate=certificate,
+                owned_by=self.owned_by,
             )
             self.started = True
             await self.protocol.initiate()

@@ -14,7 +14,7 @@ import trio
 from hypercorn.protocol.events import Body, EndBody, Event, Request, Response, StreamClosed
 from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
 
-from ._limits import BodyRule, BodyRules, Limits, Pace, Refusal, Statistics, problem, problem_headers
+from ._limits import BodyRule, BodyRules, Limits, Owners, Pace, Refusal, Statistics, problem, problem_headers
 from ._listeners import ClientCertificate
 from ._proxies import TrustedProxies
 
@@ -32,6 +32,7 @@ class Guard:
     body_rules: BodyRules
     proxies: TrustedProxies
     statistics: Statistics
+    owners: Owners
 
 
 class ClientGone(OSError):
@@ -50,11 +51,13 @@ class Exchange(HTTPStream):
         *of_hypercorn: Any,
         guard: Guard,
         certificate: ClientCertificate | None,
+        owned_by: Callable[[str], bool],
         consumed: Callable[[int, int], Awaitable[None]],
     ) -> None:
         super().__init__(*of_hypercorn)
         self.guard = guard
         self.certificate = certificate
+        self.owned_by = owned_by
         self.ended = False  # the body is complete
         self.finishing = False  # the application has said its last
         self.refused = False  # the guard has answered in its place
@@ -66,6 +69,7 @@ class Exchange(HTTPStream):
         self._told_the_end = False
         self._rule: BodyRule
         self._pace: Pace
+        self._working = trio.CancelScope()  # the application, as long as nobody waits for the client
 
     @property
     def deadline(self) -> float:
@@ -102,10 +106,14 @@ class Exchange(HTTPStream):
             "headers": request.headers,
             "client": self.guard.proxies.client(self.client, request.headers),
             "server": self.server,
-            "state": {**request.state, "client_certificate": self.certificate},  # type: ignore[typeddict-item]
+            "state": {  # type: ignore[typeddict-item]
+                **request.state,
+                "client_certificate": self.certificate,
+                "owned_by": self.owned_by,
+            },
             "extensions": {},
         }
-        self._rule = self.guard.body_rules(request.method, self.scope["path"])
+        self._rule = self.guard.body_rules(self.scope)  # type: ignore[arg-type]
         self._pace = Pace(self._rule, trio.current_time())
         if self._rule.octets is not None:
             for name, value in request.headers:
@@ -116,13 +124,25 @@ class Exchange(HTTPStream):
         self.task_group.spawn(self._run)
 
     async def _run(self) -> None:
-        try:
-            await self.guard.app(self.scope, self.receive, self.app_send)
-        except ClientGone:
-            pass
-        except Exception:
-            logger.exception("the application failed on %s", self.scope["method"])
+        self._work()
+        with self._working:
+            try:
+                await self.guard.app(self.scope, self.receive, self.app_send)
+            except ClientGone:
+                pass
+            except Exception:
+                logger.exception("the application failed on %s", self.scope["method"])
+        if self._working.cancelled_caught:
+            await self.refuse(
+                Refusal(503, "application too slow", "The gateway did not come to an answer in time.")
+            )
         await self.app_send(None)
+
+    def _work(self) -> None:
+        """It is the application's turn."""
+        seconds = self._rule.answer_seconds
+        if seconds is not None and self.state is ASGIHTTPState.REQUEST:
+            self._working.deadline = trio.current_time() + seconds
 
     async def _take(self, octets: bytes) -> None:
         self._received += len(octets)
@@ -136,6 +156,13 @@ class Exchange(HTTPStream):
 
     async def receive(self) -> dict[str, Any]:
         """ASGI's: the octets since the last call, or the client's end."""
+        if not (self._chunks or self.ended or self.closed or self.refused):
+            self._working.deadline = inf
+        message = await self._receive()
+        self._work()
+        return message
+
+    async def _receive(self) -> dict[str, Any]:
         while True:
             if self.refused:
                 return {"type": "http.disconnect"}
@@ -161,6 +188,7 @@ class Exchange(HTTPStream):
             if message is None:
                 return
             raise ClientGone("the client is gone")
+        self._working.deadline = inf
         if message is None or (
             message["type"] == "http.response.body" and not message.get("more_body", False)
         ):

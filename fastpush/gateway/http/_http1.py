@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import inf
 from typing import Any
 
@@ -26,10 +27,17 @@ class GuardedHTTP1(H11Protocol):
     stream: Exchange | None
     connection: h11.Connection
 
-    def __init__(self, *of_hypercorn: Any, guard: Guard, certificate: ClientCertificate | None) -> None:
+    def __init__(
+        self,
+        *of_hypercorn: Any,
+        guard: Guard,
+        certificate: ClientCertificate | None,
+        owned_by: Callable[[str], bool],
+    ) -> None:
         super().__init__(*of_hypercorn)
         self.guard = guard
         self.certificate = certificate
+        self.owned_by = owned_by
         self.over = False
         self._room = trio.Event()
         self._held: Response | None = None
@@ -144,6 +152,7 @@ class GuardedHTTP1(H11Protocol):
             STREAM_ID,
             guard=self.guard,
             certificate=self.certificate,
+            owned_by=self.owned_by,
             consumed=self._consumed,
         )
         await self.stream.handle(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from math import inf
 from typing import Any
@@ -36,11 +37,18 @@ class GuardedHTTP2(H2Protocol):
 
     streams: dict[int, Exchange]  # type: ignore[assignment]
 
-    def __init__(self, *of_hypercorn: Any, guard: Guard, certificate: ClientCertificate | None) -> None:
+    def __init__(
+        self,
+        *of_hypercorn: Any,
+        guard: Guard,
+        certificate: ClientCertificate | None,
+        owned_by: Callable[[str], bool],
+    ) -> None:
         super().__init__(*of_hypercorn)
         limits = guard.limits
         self.guard = guard
         self.certificate = certificate
+        self.owned_by = owned_by
         self.over = False
         self.connection.local_settings = Settings(
             client=False,
@@ -162,6 +170,7 @@ class GuardedHTTP2(H2Protocol):
             stream_id,
             guard=self.guard,
             certificate=self.certificate,
+            owned_by=self.owned_by,
             consumed=self._consumed,
         )
         self.streams[stream_id] = stream

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from math import inf
+from typing import Any
 
 KIBIOCTET = 1 << 10
 MEBIOCTET = 1 << 20
@@ -15,22 +16,25 @@ MEBIOCTET = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class BodyRule:
-    """What a request's body may be: how large, and how slow.
+    """What a request's body may be, how large and how slow, and how slow the answer.
 
-    Only the time counts in which we wait for the client; while the application has octets to read the
-    clock stands still.
+    Of the body only the time counts in which we wait for the client; while the application has octets to
+    read the clock stands still. Of the answer it is the other way round.
 
     Attributes:
         octets: The largest body; None for no limit.
         seconds: How long the whole body may take; None for a stream, which has the least rate alone.
         least_rate: Octets in a second, on average over `patience`.
         patience: Seconds for which a client may fall behind the least rate, silence included.
+        answer_seconds: How long the application may work on what it has read before it reads on or begins
+            its answer; None for no limit.
     """
 
     octets: int | None = 4 * MEBIOCTET
     seconds: float | None = 10.0
     least_rate: int = KIBIOCTET
     patience: float = 10.0
+    answer_seconds: float | None = 15.0
 
     @classmethod
     def stream(cls, *, octets: int | None = None, least_rate: int = KIBIOCTET) -> BodyRule:
@@ -38,8 +42,8 @@ class BodyRule:
         return cls(octets=octets, seconds=None, least_rate=least_rate)
 
 
-BodyRules = Callable[[str, str], BodyRule]
-"""From a request's method and path to the rule of its body."""
+BodyRules = Callable[[dict[str, Any]], BodyRule]
+"""From a request's scope, as ASGI has it, to the rule of its body."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,7 @@ class Limits:
 
     connections: int = 1024
     connections_per_address: int = 64  # an IPv6 client is its /64 network; trusted proxies are exempt
+    connections_per_owner: int = 128  # see `Owners`
     tls_handshake: float = 5.0
     head_seconds: float = 5.0
     head_octets: int = 16 * KIBIOCTET
@@ -94,6 +99,32 @@ class Pace:
         """The application has read all there is and wants more."""
         if self._since is None:
             self._since = now
+
+
+class Owners:
+    """Who has how many connections, once the application has told whose they are.
+
+    The application does so through `scope["state"]["owned_by"](name)`, which says whether that one more is
+    within the limit. A connection that changes hands, behind a proxy, counts for whom it served last.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._counts: Counter[str] = Counter()
+
+    def move(self, before: str | None, after: str | None) -> bool:
+        """A connection of one is another's now; False, and nothing has changed, if that one has enough."""
+        if before == after:
+            return True
+        if after is not None:
+            if self._counts[after] >= self._limit:
+                return False
+            self._counts[after] += 1
+        if before is not None:
+            self._counts[before] -= 1
+            if not self._counts[before]:
+                del self._counts[before]
+        return True
 
 
 @dataclass(slots=True)

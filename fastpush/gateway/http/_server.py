@@ -23,7 +23,7 @@ from hypercorn.utils import wrap_app
 
 from ._connection import Connection
 from ._exchange import Application, Guard, logger
-from ._limits import BodyRules, Limits, Statistics, problem
+from ._limits import BodyRules, Limits, Owners, Statistics, problem
 from ._listeners import Listener
 from ._proxies import TrustedProxies
 
@@ -192,7 +192,7 @@ async def serve(
         app: ASGI 3, with or without lifespan.
         listeners: From `open_listener`; closed at the end.
         limits: Of connections, heads and times.
-        body_rules: The rule of a request's body by method and path; `limits.body` for all when None.
+        body_rules: The rule of a request's body by its scope; `limits.body` for all when None.
         trusted_proxies: Whose forwarded addresses count.
         graceful_timeout: Seconds for what is under way once the trigger has come; then it is cancelled.
         shutdown_trigger: Returns when it is time to end; without one `serve` runs until it is cancelled.
@@ -207,9 +207,10 @@ async def serve(
     guard = Guard(
         app,
         limits,
-        body_rules or (lambda method, path: body_rule),
+        body_rules or (lambda scope: body_rule),
         trusted_proxies or TrustedProxies(),
         statistics,
+        Owners(limits.connections_per_owner),
     )
     config = _Config()
     config.errorlog = logging.getLogger("fastpush.gateway.http.hypercorn")

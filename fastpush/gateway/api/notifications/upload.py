@@ -10,16 +10,15 @@ their hash is: the repetition of a cut upload checks its lines against that and 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from hashlib import sha256
 from math import inf
-from typing import Any, final
+from typing import final
 
 import msgspec
 import trio
 from starlette.requests import ClientDisconnect
 
-from fastpush.gateway.api import told, why_no_json
+from fastpush.gateway.api import Receive, told, why_no_json
 from fastpush.gateway.api.notifications.body import Invalid, Translator, decoder
 from fastpush.gateway.outbox import (
     Acceptance,
@@ -159,6 +158,7 @@ class Upload:
         self._acceptances: list[Acceptance] = []
         self._count = 0  # notifications of good lines, stored before or now
         self._stored_lines = 0
+        self.accepted = 0  # notifications that are stored by now, of this upload
         self._ended = False
         self._failure: Exception | None = None
         self._turn = trio.Event()  # the storer's: entries have come, a chunk is full, or it is the end
@@ -174,7 +174,7 @@ class Upload:
         """Lines that are surely done, now or by an earlier upload."""
         return self._stored_lines
 
-    async def run(self, receive: Callable[[], Awaitable[dict[str, Any]]]) -> Uploaded:
+    async def run(self, receive: Receive) -> Uploaded:
         """Read the body to its end, and return when all of it is durable.
 
         Raises:
@@ -203,7 +203,7 @@ class Upload:
 
     # Reading.
 
-    async def _read_all(self, receive: Callable[[], Awaitable[dict[str, Any]]]) -> None:
+    async def _read_all(self, receive: Receive) -> None:
         more = True
         while more:
             await self._room.wait()
@@ -334,6 +334,7 @@ class Upload:
         finally:
             self._room.give(pending.weight)
         self._acceptances.append(acceptance)
+        self.accepted += acceptance.count
         self._stored_lines = lines
 
     async def _accept(self, entries: list[Entry], chunk: Chunk | None) -> Acceptance:
