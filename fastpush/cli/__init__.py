@@ -9,6 +9,7 @@ import click
 
 from fastpush.cli.running import show_warnings
 from fastpush.cli.send import send
+from fastpush.cli.serve import serve
 from fastpush.cli.simulate import simulate
 
 __all__ = ["main"]
@@ -43,4 +44,5 @@ def main() -> None:
 
 
 main.add_command(send)
+main.add_command(serve)
 main.add_command(simulate)

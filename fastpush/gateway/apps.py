@@ -19,7 +19,7 @@ from fastpush.errors import CredentialRefused, InvalidCredential
 from fastpush.events import ClientEvent, ClientStatistics, CredentialWasRefused
 from fastpush.gateway.config import AppSettings, CredentialSettings, SecretUnusable
 
-__all__ = ["App", "AppSettings", "Apps", "CredentialSettings", "Line", "State"]
+__all__ = ["App", "AppSettings", "Apps", "CredentialSettings", "Line", "Role", "State"]
 
 logger = logging.getLogger("fastpush.gateway.apps")
 
@@ -169,6 +169,10 @@ class App:
             return main
         standby = self.line(environment, "standby")
         return standby if standby.stopped is None else main
+
+    def credential(self, role: Role = "main") -> Credential | None:
+        """What it uses; None for a standby that was not needed yet, or what could not be read."""
+        return self._credentials.get(role)
 
     async def use_credential(self, credential: Credential, *, role: Role = "main") -> None:
         """Prove another credential, and use it from now on; nothing is lost.

@@ -73,6 +73,7 @@ class ServerTLS:
             "optional": ssl.CERT_OPTIONAL,
             "required": ssl.CERT_REQUIRED,
         }[client_certificates]
+        self._digest = b""
         self._context = self._load()
 
     @property
@@ -80,9 +81,14 @@ class ServerTLS:
         """For the next handshake."""
         return self._context
 
-    def reload(self) -> None:
-        """Read the files again. Where that fails the old context stays, and the error is raised."""
+    def reload(self) -> bool:
+        """Read the files again, and tell whether they are others.
+
+        Where that fails the old context stays, and the error is raised.
+        """
+        before = self._digest
         self._context = self._load()
+        return self._digest != before
 
     def _load(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -94,7 +100,15 @@ class ServerTLS:
         context.verify_mode = self._verify
         if self._client_ca is not None:
             context.load_verify_locations(self._client_ca)
+        self._digest = self._digest_of_files()
         return context
+
+    def _digest_of_files(self) -> bytes:
+        digest = hashlib.sha256()
+        for path in (self._certificate, self._key, self._client_ca):
+            if path is not None:
+                digest.update(hashlib.sha256(Path(path).read_bytes()).digest())
+        return digest.digest()
 
 
 @final

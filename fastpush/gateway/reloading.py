@@ -1,0 +1,121 @@
+"""Another configuration for a gateway that runs: what can change does, the rest is named and stays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+import trio
+
+from fastpush.errors import FastpushError, InvalidCredential
+from fastpush.gateway.api import Gateway
+from fastpush.gateway.apps import App
+from fastpush.gateway.config import AppSettings, Config
+from fastpush.gateway.http import ServerTLS
+from fastpush.gateway.routes import Routes
+
+__all__ = ["Change", "reload"]
+
+
+class Change(NamedTuple):
+    """What became of an option that differs.
+
+    Attributes:
+      key: the option, `apps.opmanager.credential`.
+      result: "changed", or it stays because it "needs a restart" or was "refused".
+      reason: of a refusal.
+    """
+
+    key: str
+    result: Literal["changed", "needs a restart", "refused"]
+    reason: str = ""
+
+    def __str__(self) -> str:
+        if self.result == "refused":
+            return f"{self.key}: refused, and the old one stays: {self.reason}"
+        return f"{self.key}: {self.result}" + ("; it stays as it is" if self.result != "changed" else "")
+
+
+async def reload(
+    gateway: Gateway, old: Config, new: Config, certificates: Sequence[ServerTLS]
+) -> tuple[Config, list[Change]]:
+    """Go by a new configuration as far as that is possible.
+
+    Credentials and certificates are read again also where their options are the same, since their files
+    may have changed. A credential is proved to APNs before it is used.
+
+    Args:
+      gateway: what is to change.
+      old: what holds now.
+      new: what is wanted.
+      certificates: of the listeners.
+
+    Returns:
+      What holds from now on, and what differed.
+    """
+    changes: list[Change] = []
+    kept = old
+    if (old.routes, old.alarms.admin_tag) != (new.routes, new.alarms.admin_tag):
+        changes.append(Change("routes", "changed"))
+    if old.alarms.look != new.alarms.look:
+        changes.append(Change("alarms.look", "changed"))
+    alarms = msgspec.structs.replace(
+        old.alarms, admin_tag=new.alarms.admin_tag, look=new.alarms.look
+    )  # not its app
+    kept = msgspec.structs.replace(kept, routes=new.routes, alarms=alarms)
+    gateway.alarms.configure(Routes(kept.routes, alarms.admin_tag), alarms.look.look())
+    apps = dict(kept.apps)
+    for name in kept.apps:
+        if name in new.apps:
+            apps[name] = await _change_app(gateway.apps[name], kept.apps[name], new.apps[name], changes)
+    kept = msgspec.structs.replace(kept, apps=apps)
+    for certificate in certificates:
+        try:
+            if await trio.to_thread.run_sync(certificate.reload):
+                changes.append(Change("tls", "changed"))
+        except OSError as error:
+            changes.append(Change("tls", "refused", str(error)))
+    before, after = dict(_options(kept)), dict(_options(new))
+    refused = tuple(change.key for change in changes if change.result == "refused")
+    for key in [*before, *(key for key in after if key not in before)]:
+        if before.get(key) != after.get(key) and not key.startswith(refused):
+            changes.append(Change(key, "needs a restart"))
+    return kept, changes
+
+
+async def _change_app(app: App, old: AppSettings, new: AppSettings, changes: list[Change]) -> AppSettings:
+    """Change credentials and limits of an app, and return its settings as they now hold."""
+    kept = old
+    for role, option in (("main", "credential"), ("standby", "standby")):
+        wanted = getattr(new, option)
+        if wanted is None:
+            if getattr(old, option) is not None:
+                kept = msgspec.structs.replace(kept, standby=None)
+                changes.append(Change(f"apps.{old.name}.{option}", "changed"))
+            continue
+        try:
+            credential = await trio.to_thread.run_sync(wanted.load)
+            if credential != app.credential(role):
+                await app.use_credential(credential, role=role)
+                changes.append(Change(f"apps.{old.name}.{option}", "changed"))
+        except (FastpushError, InvalidCredential, OSError) as error:
+            changes.append(Change(f"apps.{old.name}.{option}", "refused", str(error)))
+        else:
+            kept = msgspec.structs.replace(kept, **{option: wanted})
+    if old.max_waiting != new.max_waiting:
+        kept = msgspec.structs.replace(kept, max_waiting=new.max_waiting)
+        changes.append(Change(f"apps.{old.name}.max_waiting", "changed"))
+    app.settings = kept
+    return kept
+
+
+def _options(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Each option by its name, and a list as one."""
+    if isinstance(value, msgspec.Struct):
+        value = {name: getattr(value, name) for name in value.__struct_fields__}
+    if isinstance(value, Mapping):
+        for name, each in value.items():
+            yield from _options(each, f"{key}.{name}" if key else name)
+    elif value is not None:
+        yield key, value
