@@ -1,4 +1,4 @@
-"""The command line: `fastpush send` and `fastpush simulate`.
+"""The command line: `fastpush send`, `fastpush serve`, `fastpush simulate`.
 
 Exit codes: 0 done, 1 something was rejected or failed, 2 used wrongly, 130 ended by Ctrl-C.
 """
@@ -13,6 +13,9 @@ from fastpush.cli.serve import serve
 from fastpush.cli.simulate import simulate
 
 __all__ = ["main"]
+
+WITH_LOG = {"serve"}
+"""Commands with a log of their own; the others write the library's warnings as plain lines."""
 
 
 def show_version(context: click.Context, option: click.Parameter, asked: bool) -> None:
@@ -38,9 +41,11 @@ def show_version(context: click.Context, option: click.Parameter, asked: bool) -
     callback=show_version,
     help="Show the version and exit.",
 )
-def main() -> None:
-    """Send Apple push notifications, or pretend to be APNs."""
-    show_warnings()
+@click.pass_context
+def main(context: click.Context) -> None:
+    """Send Apple push notifications: by hand, or as a gateway; or pretend to be APNs."""
+    if context.invoked_subcommand not in WITH_LOG:
+        show_warnings()
 
 
 main.add_command(send)

@@ -131,6 +131,8 @@ async def reload(file: Path | None, service: Service, log: structlog.stdlib.Boun
     changes = await service.reload(config)
     for change in changes:
         tell = log.info if change.result == "changed" else log.warning
-        tell("configuration read again", option=change.key, result=change.result, reason=change.reason or None)
+        tell(
+            "configuration read again", option=change.key, result=change.result, reason=change.reason or None
+        )
     if not changes:
         log.info("configuration read again", result="nothing has changed")

@@ -10,7 +10,7 @@ import trio
 
 from fastpush.errors import FastpushError, InvalidCredential
 from fastpush.gateway.api import Gateway
-from fastpush.gateway.apps import App
+from fastpush.gateway.apps import App, Role
 from fastpush.gateway.config import AppSettings, Config
 from fastpush.gateway.http import ServerTLS
 from fastpush.gateway.routes import Routes
@@ -87,7 +87,8 @@ async def reload(
 async def _change_app(app: App, old: AppSettings, new: AppSettings, changes: list[Change]) -> AppSettings:
     """Change credentials and limits of an app, and return its settings as they now hold."""
     kept = old
-    for role, option in (("main", "credential"), ("standby", "standby")):
+    roles: list[tuple[Role, str]] = [("main", "credential"), ("standby", "standby")]
+    for role, option in roles:
         wanted = getattr(new, option)
         if wanted is None:
             if getattr(old, option) is not None:

@@ -26,7 +26,7 @@ from fastpush.gateway.alarm_book import open_alarms
 from fastpush.gateway.api import Gateway
 from fastpush.gateway.app import admin_app, ingest_app
 from fastpush.gateway.apps import Apps
-from fastpush.gateway.auth import open_authenticator
+from fastpush.gateway.auth import AuthSettings, open_authenticator
 from fastpush.gateway.config import Config, SecretUnusable, TLSSettings
 from fastpush.gateway.control import socket_path, trusted
 from fastpush.gateway.counters import Counters
@@ -203,8 +203,8 @@ class Service:
         outbox = await open_outbox(
             storage, limits=config.storage.outbox_limits(), keep=config.storage.keep(), clock=clock
         )
-        keys = await open_authenticator(storage, config.auth, clock=clock)
-        devices = await open_devices(storage, clock=clock)
+        keys = await open_authenticator(storage, _authentication(config), clock=clock)
+        devices = await open_devices(storage, keys=keys, clock=clock)
 
         async def reach(app: str, audience: Audience) -> bool:
             return bool((await devices.page(app, audience, limit=1)).device_tokens)
@@ -241,9 +241,7 @@ class Service:
             )
             async with trio.open_nursery() as administration:
                 admin, admin_ends = admin_app(gateway), trio.Event()
-                about = partial(
-                    serve_http, graceful_timeout=ADMIN_WITHIN, shutdown_trigger=admin_ends.wait
-                )
+                about = partial(serve_http, graceful_timeout=ADMIN_WITHIN, shutdown_trigger=admin_ends.wait)
                 of_admin: Server = await administration.start(partial(about, admin, doors.admin))
                 await administration.start(partial(about, trusted(admin), [doors.control]))
                 async with trio.open_nursery() as receiving:
@@ -266,6 +264,7 @@ class Service:
                     task_status.started(Started(of_ingest.addresses, of_admin.addresses, gateway))
                 # All requests are answered. What they brought is on disk; what is in flight comes to its end.
                 await dispatcher.drain(self._scope.deadline - END_WITHIN + DISPATCH_WITHIN)
+                await devices.settle()
                 admin_ends.set()
             background.cancel_scope.cancel()
 
@@ -302,6 +301,17 @@ class Service:
                 "is FileDescriptorName= set in the .socket unit, and the service started by it?"
             )
         return [f"fd://{descriptor}" for descriptor in self._inherited[name]]
+
+
+def _authentication(config: Config) -> AuthSettings:
+    auth = config.auth
+    return AuthSettings(
+        failures=auth.max_failures,
+        within=auth.failures_seconds,
+        wait_for=auth.blocked_seconds,
+        signature_window=auth.signature_seconds,
+        open_scopes=auth.open_scopes,
+    )
 
 
 _CURES = {

@@ -61,7 +61,7 @@ ALL_MISTAKES = """\
 :31: routes[1].severity[0]: is "criticl"; allowed: critical, service_down, trouble, attention, info
 :34: alarms.app: is "another"; there are opm, other
 :35: alarms.look.styles.critcal: is unknown; did you mean "critical"?
-:38: nonsense: is unknown; known: apps, ingest, admin, storage, routes, opmanager, alarms, auth, devices, watchdog, notices, log, tracing"""
+:38: nonsense: is unknown; known: apps, ingest, admin, storage, routes, alarms, auth, devices, watchdog, notices, log, tracing"""
 
 
 @pytest.fixture
@@ -386,7 +386,7 @@ def test_the_example_shows_every_option_and_no_other():
 def test_the_example_shows_the_defaults(tmp_path):
     """Where an option has one; a comment that shows something else would mislead."""
     document = tomllib.loads(full_example())
-    for section in ("ingest", "admin", "storage", "auth", "log", "opmanager", "alarms"):
+    for section in ("ingest", "admin", "storage", "auth", "log", "alarms"):
         kind = typing.get_type_hints(Config)[section]
         default = msgspec.to_builtins(kind(), enc_hook=str)
         for name, value in document[section].items():

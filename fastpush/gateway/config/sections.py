@@ -33,7 +33,6 @@ __all__ = [
     "LogSettings",
     "LookSettings",
     "NoticeSettings",
-    "OpManagerSettings",
     "RestSettings",
     "SmtpSettings",
     "StorageSettings",
@@ -239,16 +238,6 @@ class AppSettings(_Section, frozen=True):
         return self.proxy if self.proxy_file is None else read_secret(self.proxy_file)
 
 
-class OpManagerSettings(_Section, frozen=True):
-    """OpManager's webhook, `POST /v1/opmanager`.
-
-    Attributes:
-      source: the name of the instance, where the body has none under `src`.
-    """
-
-    source: Name = "opmanager"
-
-
 class StyleSettings(_Section, frozen=True):
     """How alarms of a severity come when they come loudly; what is left out stays as it is.
 
@@ -328,17 +317,18 @@ class AuthSettings(_Section, frozen=True):
     """Who may do what. Keys are made by `fastpush keys create`.
 
     Attributes:
-      query_token: whether webhooks may bring their key as `?token=`, which proxies may log.
-      max_failures, failures_seconds: more wrong credentials than this from an address are answered with 429.
+      max_failures, failures_seconds: after so many wrong keys from an address in so many seconds, further
+        wrong ones are answered with 429; right ones pass.
       blocked_seconds: for so long.
-      signature_seconds: how old a signed request may be.
+      signature_seconds: how far the time of a signed request may be from ours.
+      open_scopes: what needs no key at all: "notify", "devices", "alarms". For trials on one machine.
     """
 
-    query_token: bool = True
     max_failures: Count = 20
     failures_seconds: Seconds = 60.0
     blocked_seconds: Seconds = 60.0
-    signature_seconds: Seconds = 300.0
+    signature_seconds: Annotated[int, Meta(ge=1, le=86_400)] = 300
+    open_scopes: tuple[Literal["notify", "devices", "alarms"], ...] = ()
 
 
 class WebhookSettings(_Section, frozen=True):
@@ -465,7 +455,6 @@ class Config(_Section, frozen=True):
     admin: AdminSettings = AdminSettings()
     storage: StorageSettings = StorageSettings()
     routes: tuple[Route, ...] = ()
-    opmanager: OpManagerSettings = OpManagerSettings()
     alarms: AlarmSettings = AlarmSettings()
     auth: AuthSettings = AuthSettings()
     devices: DeviceSettings = DeviceSettings()

@@ -50,7 +50,7 @@ class Devices(Protocol):
     def breaker(self, app: str) -> str | None:
         """Why the app's device tokens look wrong as a whole, None if they do not."""
 
-    async def learn_environment(self, app: str, device_token: str, environment: str) -> None:
+    async def learn_environment(self, app: str, device_token: str, environment: Any) -> None:
         """Remember to which environment a device token belongs."""
 
 
