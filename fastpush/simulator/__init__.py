@@ -24,6 +24,7 @@ from fastpush.simulator.faults import (
 )
 from fastpush.simulator.ledger import Ledger, Report, Seen
 from fastpush.simulator.provider_tokens import TrustedKey
+from fastpush.simulator.rules import Delivery
 from fastpush.simulator.server import Simulator, SimulatorStatistics, open_simulator
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Close",
     "Collapse",
     "Delay",
+    "Delivery",
     "Fault",
     "FaultPlan",
     "Goaway",

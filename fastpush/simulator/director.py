@@ -27,6 +27,7 @@ from fastpush.simulator._server import (
 from fastpush.simulator.rules import (
     Binding,
     Certificate,
+    Delivery,
     Malformed,
     Request,
     Verdict,
@@ -106,6 +107,7 @@ class Director:
         self.probing = probing
         self.clock = clock
         self.monotonic = monotonic
+        self.phones: dict[bytes, Callable[[Delivery], object]] = {}
         self._order = itertools.count()
         self._opened = 0
         self.script_changed()
@@ -208,9 +210,35 @@ class Director:
             self._close_while_answering(connection, stream_id, ends_connection[0], verdict)
             return None
         self._answer(connection, stream_id, request, verdict)
+        if verdict.status == 200 and self.phones:
+            self._ring(request)
         if verdict.status != 200 or state.collapses or not state.proven:
             return None
         return verdict.good_until, verdict.payload_limit
+
+    def _ring(self, request: Request) -> None:
+        """Hand a push to whoever plays the phone."""
+        device_token = request.path.rpartition(b"/")[2].lower()
+        phone = self.phones.get(device_token)
+        if phone is None:
+            return
+
+        def told(name: bytes) -> str | None:
+            value = request.headers.get(name)
+            return None if value is None else value.decode("latin-1")
+
+        phone(
+            Delivery(
+                device_token.decode("latin-1"),
+                told(b"apns-id"),
+                told(b"apns-push-type"),
+                int(told(b"apns-priority") or 10),
+                told(b"apns-collapse-id"),
+                told(b"apns-topic"),
+                bytes(request.payload),
+                self.clock(),
+            )
+        )
 
     # Time.
 

@@ -138,6 +138,21 @@ class Device:
     dead_reason: str = "Unregistered"
 
 
+class Delivery(NamedTuple):
+    """One push as a phone gets it, with the header fields that tell the phone what to do."""
+
+    device_token: str
+    apns_id: str | None
+    """None where the request had none."""
+    push_type: str | None
+    priority: int
+    collapse_id: str | None
+    topic: str | None
+    payload: bytes
+    at: float
+    """UNIX seconds."""
+
+
 @dataclass(frozen=True, slots=True)
 class Certificate:
     """What a client's certificate allows."""

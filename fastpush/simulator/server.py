@@ -31,7 +31,7 @@ from fastpush.simulator.director import ConnectionState, Director, state_of
 from fastpush.simulator.faults import FaultPlan, FaultSource
 from fastpush.simulator.ledger import Ledger
 from fastpush.simulator.provider_tokens import TrustedKey
-from fastpush.simulator.rules import Certificate, Device, Environment, World
+from fastpush.simulator.rules import Certificate, Delivery, Device, Environment, World
 
 __all__ = ["Simulator", "SimulatorStatistics", "open_simulator"]
 
@@ -461,6 +461,15 @@ class Simulator:
     ) -> None:
         """Bind a device token to an app, to an environment, or both; others are answered as Apple would."""
         self._set_device(device_token, Device(topic, environment))
+
+    def on_delivery(self, device_token: str, phone: Callable[[Delivery], object]) -> None:
+        """Call `phone` with each push that is accepted for a device token, as its phone would get it.
+
+        It must return at once. What a fault answers or swallows in place of the rules does not reach it.
+        """
+        self.director.phones[device_token.lower().encode()] = phone
+        if device_token.lower().encode() not in self._world.devices:
+            self._set_device(device_token, Device())
 
     def mark_unregistered(
         self,

@@ -150,3 +150,28 @@ async def test_fastpush_and_the_ledger_agree_whatever_goes_wrong(profile):
         assert len(outcomes) == len(notifications)
         report = simulator.ledger.check(outcomes, outcomes)
         assert report.good, report
+
+
+async def test_a_phone_gets_what_is_accepted_for_it():
+    """Payload and header fields as they came; what is rejected, or for another one, does not reach it."""
+    got = []
+    async with open_simulator(topics=("com.example.app",)) as simulator:
+        simulator.on_delivery("AB" * 32, got.append)
+        payload = fastpush.Payload(alert="x")
+        async with fastpush.open_client(
+            simulator.signing_key(),
+            topic="com.example.app",
+            host=simulator.host,
+            port=simulator.port,
+            ca_file=simulator.ca_file,
+        ) as client:
+            for device_token, topic in [("ab" * 32, None), ("cd" * 32, None), ("ab" * 32, "com.example.b")]:
+                notification = fastpush.Notification(
+                    device_token, payload, topic=topic, collapse_id="c", priority=5
+                )
+                await client.send(notification)
+        (delivery,) = got
+        assert (delivery.device_token, delivery.collapse_id, delivery.priority) == ("ab" * 32, "c", 5)
+        assert (delivery.push_type, delivery.topic) == ("alert", "com.example.app")
+        assert delivery.payload == payload.encode()
+        assert delivery.apns_id == simulator.ledger.seen[0].apns_id
