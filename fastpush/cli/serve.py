@@ -84,8 +84,13 @@ async def main(file: Path | None, service: Service, notifier: Notifier) -> int:
             nursery.start_soon(listen_to_signals, file, service, notifier, log)
             async with trio.open_nursery() as serving:
                 started = await serving.start(service.run)
-                log.info("started", pid=os.getpid(), ingest=started.ingest, admin=started.admin,
-                         apps=list(service.config.apps))  # fmt: skip
+                log.info(
+                    "started",
+                    pid=os.getpid(),
+                    ingest=", ".join(started.ingest),
+                    admin=", ".join(started.admin),
+                    apps=", ".join(service.config.apps),
+                )
                 notifier.tell("READY=1", "STATUS=serving")
                 nursery.start_soon(notifier.beat)
             nursery.cancel_scope.cancel()

@@ -24,7 +24,7 @@ import trio
 from fastpush.errors import InvalidCredential
 from fastpush.gateway.alarm_book import open_alarms
 from fastpush.gateway.api import Gateway
-from fastpush.gateway.app import admin_app, ingest_app
+from fastpush.gateway.app import admin_app, body_rule, ingest_app
 from fastpush.gateway.apps import Apps
 from fastpush.gateway.auth import AuthSettings, open_authenticator
 from fastpush.gateway.config import Config, SecretUnusable, TLSSettings
@@ -254,6 +254,7 @@ class Service:
                                 connections=config.ingest.max_connections,
                                 connections_per_address=config.ingest.max_connections_per_address,
                             ),
+                            body_rules=body_rule,
                             trusted_proxies=TrustedProxies(
                                 config.ingest.trusted_proxies, header=config.ingest.proxy_header
                             ),

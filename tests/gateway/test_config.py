@@ -239,13 +239,14 @@ def test_everything_may_come_from_the_environment(folder, monkeypatch):
 
 def test_mistakes_of_the_environment_name_the_variable(folder):
     told = mistakes(folder, SMALL, {
-        "FASTPUSH_INGST__LISTEN": ":1", "FASTPUSH_NONSENSE": "1", "FASTPUSH_LOG__LEVEL": "loud",
+        "FASTPUSH_INGST__LISTEN": ":1", "FASTPUSH_LOG_LEVEL": "info", "FASTPUSH_KEY": "x", "FASTPUSH_LOG__LEVEL": "loud",
         "FASTPUSH_ROUTES": "[", "FASTPUSH_INGEST__LISTEN": "x", "FASTPUSH_APPS__OPM__TOPIC__X": "1",
         "FASTPUSH_STORAGE__MAX_WAITING": "many",
     })  # fmt: skip
     assert told[0].startswith("FASTPUSH_APPS__OPM__TOPIC__X: reaches into something that is no table")
     assert 'FASTPUSH_INGST__LISTEN: ingst: is unknown; did you mean "ingest"?' in told
-    assert any(each.startswith("FASTPUSH_NONSENSE: is unknown; known: ") for each in told)
+    assert "FASTPUSH_LOG_LEVEL: is unknown; between table and option stand two _: FASTPUSH_LOG__LEVEL" in told
+    assert not any("FASTPUSH_KEY" in each for each in told), "of `fastpush send`"
     assert 'FASTPUSH_LOG__LEVEL: log.level: is "loud"; allowed: "debug", "info", "warning", "error"' in told
     assert any(each.startswith("FASTPUSH_ROUTES: routes: is no JSON; ") for each in told)
     assert any(each.startswith('FASTPUSH_INGEST__LISTEN: ingest.listen[0]: is "x"') for each in told)

@@ -36,7 +36,6 @@ from fastpush.transport import Proxy
 __all__ = ["PREFIX", "InvalidConfig", "Mistake", "database_path", "load_config", "read_config"]
 
 PREFIX = "FASTPUSH_"
-OTHER_VARIABLES = {"FASTPUSH_ENGINE", "FASTPUSH_SEED", "FASTPUSH_CONFIG"}
 MAX_FILE_OCTETS = 4 << 20
 _MISSING: Any = object()
 _PLACE = re.compile(
@@ -187,12 +186,15 @@ def _lay_over(document: dict[str, Any], environ: Mapping[str, str], reader: _Rea
     """Put FASTPUSH_A__B=text at a.b, in place of what the file has there."""
     for name in sorted(environ):
         text = environ[name]
-        if not name.startswith(PREFIX) or name in OTHER_VARIABLES or not text:
+        if not name.startswith(PREFIX) or not text:
             continue
         parts = [part.lower() for part in name.removeprefix(PREFIX).split("__")]
-        if not all(parts) or (len(parts) == 1 and parts[0] not in Config.__struct_fields__):
-            reader.report_variable(name, _unknown(parts[0], Config.__struct_fields__))
-            continue
+        if len(parts) == 1 and parts[0] not in Config.__struct_fields__:
+            section, _, option = parts[0].partition("_")
+            if section in Config.__struct_fields__:
+                right = f"{PREFIX}{section}__{option}".upper()
+                reader.report_variable(name, f"is unknown; between table and option stand two _: {right}")
+            continue  # of other commands, such as FASTPUSH_KEY
         table: Any = document
         key: Key = ()
         for part in parts[:-1]:
