@@ -51,7 +51,7 @@ from fastpush.gateway.banners import Banner, Look, acknowledged_banner, banner
 from fastpush.gateway.outbox import Audience, Entry, Outbox, OutboxBusy
 from fastpush.gateway.routes import Routes, address
 from fastpush.gateway.sources import Event, Severity, alarm_digest, alarm_key
-from fastpush.gateway.storage import Job, Storage, StorageError, StorageFull, StorageUnknown
+from fastpush.gateway.storage import Job, Storage, StorageError, StorageFull, StorageUnknown, Value
 
 __all__ = [
     "AlarmLimits",
@@ -144,6 +144,7 @@ class _Step(NamedTuple):
     told: Told
     banner: Banner | None
     opens: bool
+    rows: Sequence[Sequence[Value]] = ()
 
 
 _Decide = Callable[[AlarmRow | None, float], Awaitable[_Step | None]]
@@ -284,7 +285,14 @@ class Alarms:
         verdict: Any = told.rule.partition(".")[0]
         return Recorded(name, known.row, verdict, told.rule, push, told.unrouted)
 
-    async def acknowledge(self, name: str, by: str, *, generation: int | None = None) -> Recorded | None:
+    async def acknowledge(
+        self,
+        name: str,
+        by: str,
+        *,
+        generation: int | None = None,
+        rows: Sequence[Sequence[Value]] = (),
+    ) -> Recorded | None:
         """Note that somebody has taken an alarm; the banners of all who were told say so, silently.
 
         The first one counts; one who comes later, or after the end, finds the row as it is.
@@ -293,6 +301,7 @@ class Alarms:
           name: the alarm's id.
           by: who.
           generation: which opening of the alarm is meant; another one is left alone.
+          rows: of the storage's funnel, written in the same transaction if it is this one that counts.
 
         Returns:
           None where there is no such alarm.
@@ -300,7 +309,7 @@ class Alarms:
         if octets_of(name) is None:
             await trio.lowlevel.checkpoint()
             return None
-        known, step, push = await self._change(name, partial(self._acknowledge, by, generation))
+        known, step, push = await self._change(name, partial(self._acknowledge, by, generation, rows))
         if known is None:
             return None
         if step is not None:
@@ -325,7 +334,12 @@ class Alarms:
         return _Step(after, told, banner(after, rule, now, look=self.look), opens)
 
     async def _acknowledge(
-        self, by: str, generation: int | None, row: AlarmRow | None, now: float
+        self,
+        by: str,
+        generation: int | None,
+        rows: Sequence[Sequence[Value]],
+        row: AlarmRow | None,
+        now: float,
     ) -> _Step | None:
         if row is None or (generation is not None and row.generation != generation):
             return None
@@ -335,7 +349,7 @@ class Alarms:
         told = Told(
             rule="acknowledged", severity=row.severity, generation=row.generation, by=by, tags=row.tags
         )
-        return _Step(after, told, acknowledged_banner(after, now, look=self.look), opens=False)
+        return _Step(after, told, acknowledged_banner(after, now, look=self.look), opens=False, rows=rows)
 
     async def _reaches(self, tags: tuple[str, ...]) -> bool:
         """Whether any device has one of the tags, as far as was seen in the last moments."""
@@ -420,14 +434,15 @@ class Alarms:
         """Write the row, the verdict, and the push if there is one; its id is returned, else 0."""
         row, told, shown = step.row, step.told, step.banner
 
-        def rows(push: int) -> Sequence[Sequence[Any]]:
+        def rows(push: int) -> Sequence[Sequence[Value]]:
             kept = msgspec.structs.replace(told, push=push) if push else told
             return [
                 (
                     self._kind, alarm, row.state == "open", row.counts_in_badge, after.opened, after.last,
                     before.last if before else 0, now, row.severity, row.device.casefold(), tags_text(row),
                     encode(row), encode(kept),
-                )
+                ),
+                *step.rows,
             ]  # fmt: skip
 
         if shown is None:

@@ -230,15 +230,14 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
         if found is None or not _seen(found.row, tags):
             raise _nothing()
         by = principal.user or principal.name
-        recorded = await gateway.alarms.acknowledge(name, by, generation=wanted.generation)
+        note = gateway.keys.audit_row(principal, "alarm.acknowledge", name)
+        recorded = await gateway.alarms.acknowledge(name, by, generation=wanted.generation, rows=[note])
         if recorded is None:
             raise _nothing()
         row = recorded.row
         if wanted.generation is not None and row.generation != wanted.generation:
             detail = f"The alarm has opened anew: its generation is {row.generation}."
             raise Problem(409, "another generation", detail, field="generation")
-        if recorded.push:
-            await gateway.keys.audit(principal, "alarm.acknowledge", name, f"generation {row.generation}")
         return json_response(_body(name, row))
 
     @operation(

@@ -58,7 +58,7 @@ class WebhookAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
       detail: for people.
     """
 
-    status: Literal["ok"] = "ok"
+    status: Literal["ok"]
     result: Literal["recorded", "test", "unreadable"]
     id: str = ""
     verdict: str = ""
@@ -100,7 +100,7 @@ def hot_routes(gateway: Gateway) -> list[HotRoute]:
         signed = gateway.keys.is_signed(scope)
         if not signed:  # then nothing is read of those who may not
             principal = await gateway.keys.authenticate(scope, query_token=True)
-        body, octets = await _read(receive, MAX_DRAINED_OCTETS if signed else MAX_BODY_OCTETS)
+        body, octets = await _read(receive, MAX_DRAINED_OCTETS if signed else MAX_BODY_OCTETS + 1)
         if signed:
             principal = await gateway.keys.authenticate(scope, body=body)
         principal.require("alarms", gateway.alarms.app)
@@ -136,12 +136,15 @@ async def _kept(gateway: Gateway, event: Event, kind: str, body: bytes, octets: 
     if event.unreadable and "empty" not in event.quirks:
         raw = body[:_KEPT_UNREADABLE_OCTETS].decode(errors="backslashreplace")
         number = await alarms.keep_unreadable(event.source, kind, octets, raw)
-        return WebhookAnswer(result="unreadable", id=str(number), quirks=event.quirks, detail=UNREADABLE)
+        return WebhookAnswer(
+            status="ok", result="unreadable", id=str(number), quirks=event.quirks, detail=UNREADABLE
+        )
     if event.is_test:
         alarms.count_test()
-        return WebhookAnswer(result="test", quirks=event.quirks, detail=TEST)
+        return WebhookAnswer(status="ok", result="test", quirks=event.quirks, detail=TEST)
     recorded = await alarms.record(event)
     return WebhookAnswer(
+        status="ok",
         result="recorded",
         id=recorded.id,
         verdict=recorded.verdict,

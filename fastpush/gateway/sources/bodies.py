@@ -79,7 +79,7 @@ def read_body(octets: bytes, content_type: str, known: Set[str]) -> Body:
     kind, options = _media_type(content_type)
     if not text:
         body.note("empty")
-    elif kind == "multipart/form-data" or re.match(r"--[^\r\n]{1,200}\r?\nContent-Disposition:", text, re.I):
+    elif _looks_multipart(text, kind, options.get("boundary")):
         _note_if(body, kind != "multipart/form-data", "unexpected_multipart")
         _read_multipart(octets, options.get("boundary", ""), body, known)
     elif text[0] in "{[":
@@ -96,6 +96,12 @@ def read_body(octets: bytes, content_type: str, known: Set[str]) -> Body:
         del body.fields[MAX_FIELDS:]
         body.note("too_many_fields")
     return body
+
+
+def _looks_multipart(text: str, kind: str, boundary: str | None) -> bool:
+    if kind == "multipart/form-data":
+        return text.startswith("--") or (bool(boundary) and f"--{boundary}" in text)
+    return re.match(r"--[^\r\n]{1,200}\r?\nContent-Disposition:", text, re.I) is not None
 
 
 def _note_if(body: Body, condition: bool, quirk: str) -> None:
