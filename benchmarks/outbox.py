@@ -1,13 +1,16 @@
 """The outbox: accepted, claimed and settled on disk, with the trio thread idle and with it saturated.
 
-Saturated means that another task keeps Python busy and lets other tasks run only each millisecond. The disk's
-own rate of flushes stands beside it: a commit cannot be faster.
+Saturated means that another task keeps Python busy, lets other tasks run only each millisecond, and makes a
+system call each 100 us, as a loop that serves sockets does: each lets go of Python's lock and takes it back
+at once. The disk's own rate of flushes stands beside it: a commit cannot be faster.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
+import socket
 import statistics
 import tempfile
 import time
@@ -18,14 +21,14 @@ import trio
 
 from benchmarks import data, measure
 from benchmarks.reporting import Table
-from fastpush.gateway.outbox import End, Entry
+from fastpush.gateway.outbox import Audience, End, Entry
 from fastpush.gateway.outbox.sqlite import OutboxLimits, open_outbox
 from fastpush.gateway.storage import Limits, open_storage
 
 APP = "com.example.app"
 LIMITS = Limits(low_water_octets=0, low_water_share=0.0)
-CASES = [(1, 64), (100, 16), (1_000, 4)]
-"""Notifications to a batch, and how many batches are under way at once."""
+CASES = [(FANOUT := 0, 1), (1, 64), (100, 16), (1_000, 4)]
+"""Notifications to a batch, and how many batches are under way at once; fan-outs come each 10 ms."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,6 +94,15 @@ async def measure_one(
                 await outbox.accept(APP, entries)
                 waits.append(time.perf_counter() - started)
 
+        async def fan_out() -> None:
+            audience, entry = Audience(any_of=("all",)), Entry(None, data.body(1), expiration=1_900_000_000)
+            while True:
+                started = time.perf_counter()
+                acceptance = await outbox.accept_fanout(APP, audience, entry)
+                waits.append(time.perf_counter() - started)
+                await outbox.settle_page(acceptance.batch, "", accepted=0, ends=[], retries=[], last=True)
+                await trio.sleep(0.01)
+
         async def settle() -> None:
             nonlocal ended
             seen = 0
@@ -104,25 +116,33 @@ async def measure_one(
                 ended += len(claims)
 
         async def keep_busy() -> None:
-            while True:
-                until = time.perf_counter() + 0.001
-                while time.perf_counter() < until:
-                    sum(range(200))
-                await trio.lowlevel.checkpoint()
+            one, other = socket.socketpair()
+            with one, other:
+                while True:
+                    until = time.perf_counter() + 0.001
+                    while (now := time.perf_counter()) < until:
+                        while time.perf_counter() < now + 100e-6:
+                            sum(range(20))
+                        one.send(b"x")
+                        other.recv(1)
+                    await trio.lowlevel.checkpoint()
 
         cpu = time.process_time()
         started = time.perf_counter()
         async with trio.open_nursery() as nursery:
             if saturated:
                 nursery.start_soon(keep_busy)
-            for sender in range(senders):
-                nursery.start_soon(accept, sender)
-            for _ in range(2):
-                nursery.start_soon(settle)
+            if size == FANOUT:
+                nursery.start_soon(fan_out)
+            else:
+                for sender in range(senders):
+                    nursery.start_soon(accept, sender)
+                for _ in range(2):
+                    nursery.start_soon(settle)
             await trio.sleep(seconds)
             passed = time.perf_counter() - started
             cpu = time.process_time() - cpu
-            accepted, done = len(waits) * size, ended
+            accepted, done = len(waits) * max(1, size), ended
             nursery.cancel_scope.cancel()
         figures = storage.statistics()
     waits.sort()
@@ -132,11 +152,13 @@ async def measure_one(
         "saturated": saturated,
         "accepted_per_second": accepted / passed,
         "ended_per_second": done / passed,
-        "cpu_microseconds": None if saturated else 1e6 * cpu / max(1, (accepted + done) / 2),
+        "cpu_microseconds": None
+        if saturated or size == FANOUT
+        else 1e6 * cpu / max(1, (accepted + done) / 2),
         "commit_p50": figures.commit_p50,
         "commit_p99": figures.commit_p99,
-        "accept_p50": statistics.median(waits),
-        "accept_p99": waits[int(len(waits) * 0.99)],
+        "accept_p50": statistics.median(waits) if waits else math.inf,
+        "accept_p99": waits[int(len(waits) * 0.99)] if waits else math.inf,
         "commits": figures.commits,
     }
 
@@ -158,7 +180,7 @@ def table(result: dict[str, Any]) -> Table:
     )
     for one in result["figures"]:
         rows.add(
-            f"{one['batch']:,} x {one['at_once']}",
+            f"{one['batch']:,} x {one['at_once']}" if one["batch"] else "a fan-out",
             "saturated" if one["saturated"] else "free",
             f"{one['accepted_per_second']:,.0f}",
             f"{one['ended_per_second']:,.0f}",

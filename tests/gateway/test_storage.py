@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -116,6 +117,33 @@ async def test_all_that_waits_is_committed_at_once(path):
         assert after.commits - before.commits <= 3
         assert after.waiting_rows == 0
         assert len(await storage.read(texts)) == 300
+
+
+async def test_a_busy_thread_does_not_keep_the_writing_thread_waiting(path):
+    """One that lets go of Python's lock often, as at each system call, and takes it back at once."""
+    before = sys.getswitchinterval()
+    one, other = socket.socketpair()
+
+    async def keep_busy():
+        while True:
+            until = time.perf_counter() + 0.001
+            while time.perf_counter() < until:
+                pause = time.perf_counter() + 100e-6
+                while time.perf_counter() < pause:
+                    sum(range(20))
+                one.send(b"x")
+                other.recv(1)
+            await trio.lowlevel.checkpoint()
+
+    with one, other:
+        async with open_storage(path, ROOMY) as storage, trio.open_nursery() as nursery:
+            await storage.add_schema("notes", NOTES)
+            nursery.start_soon(keep_busy)
+            with trio.fail_after(10):  # with Python's own 5 ms it is a minute and more
+                for number in range(100):
+                    await storage.write(add(str(number)))
+            nursery.cancel_scope.cancel()
+    assert sys.getswitchinterval() == before
 
 
 async def test_a_row_that_is_refused_takes_no_other_down(path):

@@ -4,11 +4,11 @@ One connection writes, in a thread of its own; it alone checkpoints (SQLite befo
 database when two connections write or checkpoint at the same instant). Everything that waits is committed
 together, with one flush of the log, and only then are the waiters woken, all in one turn of trio's loop.
 
-Python's lock decides how fast that is. The sqlite3 module lets go of it around every call into SQLite, and a
-thread that is busy with Python gives it back only after 5 ms: a commit of a thousand calls takes seconds.
-Therefore the hot path is one call for a whole commit. Rows of all kinds go into one view, the *funnel*, whose
-triggers put each where it belongs: a single INSERT with many rows is statement, transaction and flush in one.
-Rarer changes are functions that get the connection, each in a savepoint of its own.
+Python's lock decides how fast that is. The sqlite3 module lets go of it around every call into SQLite and
+has to get it back from a thread that is busy with Python, at the price of `SWITCH_INTERVAL` or more.
+Therefore the hot path is one call for a whole commit. Rows of all kinds go into one view, the *funnel*,
+whose triggers put each where it belongs: a single INSERT with many rows is statement, transaction and flush
+in one. Rarer changes are functions that get the connection, each in a savepoint of its own.
 
 What a failed flush leaves behind nobody can know: SQLite reports a rollback, and yet the rows may be there
 after the next start. Their writers get `StorageUnknown`, the file is closed, opened, and checked.
