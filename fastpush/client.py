@@ -191,10 +191,11 @@ class Client:
         """What happens inside, as frozen values."""
         return self._pool.statistics()
 
-    async def use_credential(self, credential: Credential) -> None:
+    async def use_credential(self, credential: Credential, *, prove: bool = True) -> None:
         """Prove another credential of the same owner, then use it; no push is lost.
 
-        It is proved with one harmless request, to a device token that belongs to nobody.
+        It is proved with one harmless request, to a device token that belongs to nobody. With `prove` False
+        it is used unproved: for when APNs cannot be reached, and the old one is known to be no good.
 
         Raises:
           InvalidCredential: of another team, or not for this environment or topic.
@@ -202,7 +203,7 @@ class Client:
           NotSent: no answer came. In all three cases nothing has changed.
         """
         self._pool.check_process()
-        await self._pool.use_credential(credential)
+        await self._pool.use_credential(credential, prove=prove)
 
     async def recycle(self) -> None:
         """Replace all connections, one after the other, and lose nothing.

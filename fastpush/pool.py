@@ -14,12 +14,12 @@ import logging
 import math
 import os
 import random
+import ssl
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from typing import TypeAlias
 
 import trio
@@ -53,7 +53,7 @@ from fastpush.notification import (
     topic_for,
     unregistered_at,
 )
-from fastpush.proof import Prover, check_same_owner, first
+from fastpush.proof import Prover, check_same_owner, first, http_date
 from fastpush.retry import Action, ConnectPace
 from fastpush.transport import Proxy
 
@@ -478,7 +478,7 @@ class Pool:
         """Judge an ExpiredProviderToken: why the credential is given up; "" where there is another token."""
         if not isinstance(self.credential, SigningKey) or connection.slot is None:
             return "ExpiredProviderToken"
-        server_date = _http_date(ended.field(b"date"))
+        server_date = http_date(ended.field(b"date"))
         if self.credential.replacement(connection.slot, self._wall_clock(), server_date) is not None:
             return ""
         return "ExpiredProviderToken, although the provider token is of this half hour: our clock is behind"
@@ -798,8 +798,10 @@ class Pool:
         if self._closed:
             raise NotSent("the client is closed")
 
-    async def use_credential(self, new: Credential) -> None:
+    async def use_credential(self, new: Credential, *, prove: bool = True) -> None:
         """Prove a new credential on a connection of its own, then let it take over.
+
+        With `prove` False it takes over unproved: for when no answer comes and it is better than the old one.
 
         Raises:
           InvalidCredential: of another team, or not for this environment or topic.
@@ -813,6 +815,23 @@ class Pool:
             new.check_topic(self.topic)
         context = await trio.to_thread.run_sync(lambda: new.ssl_context(ca_file=self._ca_file))
         self._check_open()
+        connection = await self._prove(new, context) if prove else None
+        old = [connection for lane in self._lanes for connection in lane.connections]
+        self.credential, self._context, self._stop, self._probe_at = new, context, None, math.inf
+        for other in old:
+            other.outdated = True
+            other.retire()
+        if connection is not None:
+            connection.owner = self
+            if not connection.ended.is_set():
+                self._main.connections.append(connection)
+                self._announce(Connected(self._host, connection.lane))
+        self._readiness.unpark_all()
+        self._changed.set()
+        self.pump()
+
+    async def _prove(self, new: Credential, context: ssl.SSLContext) -> Connection:
+        """Open a connection with a new credential; what it raises is of `use_credential`."""
         prover = Prover(new, self.topic)
         connection = Connection(
             prover, self._host, self._port, context, self._full_topic, proxy=self._proxy, lane=self._main.name
@@ -824,18 +843,7 @@ class Pool:
         except BaseException:
             connection.stop("the credential was not proved")
             raise
-        old = [connection for lane in self._lanes for connection in lane.connections]
-        self.credential, self._context, self._stop, self._probe_at = new, context, None, math.inf
-        connection.owner = self
-        for other in old:
-            other.outdated = True
-            other.retire()
-        if not connection.ended.is_set():
-            self._main.connections.append(connection)
-            self._announce(Connected(self._host, connection.lane))
-        self._readiness.unpark_all()
-        self._changed.set()
-        self.pump()
+        return connection
 
     async def drain(self) -> None:
         """Wait until nothing is queued, waiting or in flight."""
@@ -908,13 +916,3 @@ def _seconds(value: bytes | None) -> float | None:
     if value is None or not value.isdigit() or len(value) > 6:
         return None
     return float(value)
-
-
-def _http_date(value: bytes | None) -> float | None:
-    """UNIX seconds of a `date` field (RFC 9110 §5.6.7)."""
-    if value is None:
-        return None
-    try:
-        return parsedate_to_datetime(value.decode("latin-1")).timestamp()
-    except ValueError:
-        return None

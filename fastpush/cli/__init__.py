@@ -1,4 +1,4 @@
-"""The command line: `fastpush send`, `fastpush serve`, `fastpush simulate`.
+"""The command line: `fastpush send`, `serve`, `doctor`, `simulate`.
 
 Exit codes: 0 done, 1 something was rejected or failed, 2 used wrongly, 130 ended by Ctrl-C.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import click
 
+from fastpush.cli.doctor import doctor
 from fastpush.cli.running import show_warnings
 from fastpush.cli.send import send
 from fastpush.cli.serve import serve
@@ -48,6 +49,7 @@ def main(context: click.Context) -> None:
         show_warnings()
 
 
+main.add_command(doctor)
 main.add_command(send)
 main.add_command(serve)
 main.add_command(simulate)
