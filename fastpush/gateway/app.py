@@ -17,6 +17,7 @@ from typing import Any, final
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match, Route
 
+from fastpush.gateway import openapi
 from fastpush.gateway.api import (
     ASGI,
     Gateway,
@@ -58,7 +59,8 @@ def ingest_app(gateway: Gateway) -> Application:
 
 def admin_app(gateway: Gateway) -> Application:
     """What the admin listener and the control socket reach."""
-    return Application(gateway, *routes_of(gateway, ADMIN, "admin_routes"))
+    routes, hot = routes_of(gateway, ADMIN, "admin_routes")
+    return Application(gateway, [*routes, openapi.route(INGEST, ADMIN)], hot)
 
 
 def routes_of(

@@ -212,7 +212,7 @@ class Parameter(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A type of an answer, None for no body."""
+    """A type of an answer, a tuple of several, None for no body."""
 
     type: Any
     description: str = ""

@@ -128,7 +128,7 @@ class NotificationBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True,
     payload: Annotated[
         msgspec.Raw,
         Meta(description="Ready JSON, sent as it is.", extra_json_schema={"type": "object"}),
-    ] = msgspec.Raw()
+    ] = msgspec.field(default_factory=msgspec.Raw)
 
     topic: Annotated[str | None, Meta(description="The app's, with or without the push type's suffix.")] = (
         None

@@ -113,7 +113,7 @@ class Intake:
         answers={
             200: Answer(answers.Outcomes, "All have ended.", headers=ACCEPTED_HEADERS),
             202: Answer(
-                answers.BatchBody | answers.UploadBody, "Accepted, and on disk.", headers=ACCEPTED_HEADERS
+                (answers.BatchBody, answers.UploadBody), "Accepted, and on disk.", headers=ACCEPTED_HEADERS
             ),
         },
         refusals=(409, 507),
