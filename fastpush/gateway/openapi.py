@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple, cast
@@ -54,6 +56,10 @@ WRITING = (503,)
 
 PATH = "/openapi.json"
 ITSELF = Operation("This document", answers={200: dict[str, Any]})
+
+
+# One entry of a docstring's section of attributes: a line, and those that are indented more.
+ATTRIBUTE = re.compile(r"^ +(\w+(?:, \w+)*): (.+(?:\n {3,}(?!\w+(?:, \w+)*: ).+)*)", re.MULTILINE)
 
 
 class Problem(msgspec.Struct, forbid_unknown_fields=False):
@@ -121,6 +127,11 @@ def _described(handler: Any, path: str) -> Operation:
 def document(ingest: Iterable[ModuleType], admin: Iterable[ModuleType]) -> dict[str, Any]:
     """The document of these modules' routes."""
     described = list(routes_of(ingest, admin))
+    counted = Counter(one.name for one in described)
+    described = [
+        one._replace(name=f"{one.name}_{one.method.lower()}") if counted[one.name] > 1 else one
+        for one in described
+    ]
     schemas = _Schemas(described)
     paths: dict[str, dict[str, Any]] = {}
     for one in described:
@@ -168,10 +179,23 @@ def _cleaned(schema: Any) -> Any:
         name: _cleaned(value) for name, value in schema.items() if not (name == "default" and value is None)
     }
     if isinstance(cleaned.get("description"), str):
-        cleaned["description"] = re.sub(r"(?<!\n)\n(?!\n)", " ", cleaned["description"])
+        text, fields = _told(cleaned["description"])
+        cleaned["description"] = text
+        for name, told in fields.items():
+            if name in cleaned.get("properties", {}):
+                cleaned["properties"][name].setdefault("description", told)
     if cleaned.get("required") == []:
         del cleaned["required"]
     return cleaned
+
+
+def _told(docstring: str) -> tuple[str, dict[str, str]]:
+    """A docstring without its section of attributes, and these by name; each paragraph one line."""
+    text, _, attributes = inspect.cleandoc(docstring).partition("Attributes:\n")
+    fields: dict[str, str] = {}
+    for names, told in ATTRIBUTE.findall(attributes):
+        fields |= dict.fromkeys(names.split(", "), " ".join(told.split()))
+    return re.sub(r"(?<!\n)\n(?!\n)", " ", text.strip()), fields
 
 
 def _contents(described: Operation) -> list[tuple[str, Any]]:

@@ -116,7 +116,7 @@ class Intake:
                 (answers.BatchBody, answers.UploadBody), "Accepted, and on disk.", headers=ACCEPTED_HEADERS
             ),
         },
-        refusals=(409, 507),
+        refusals=(404, 409, 507),
         tag="notifications",
     )
     async def post(self, scope: Scope, receive: Receive, send: Send) -> None:
