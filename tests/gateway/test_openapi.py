@@ -166,6 +166,8 @@ def made():
     return [result.ok() for result in schema.get_all_operations()]
 
 
+# The gateway's thread draws random numbers while a case is made, and Hypothesis takes them for the case's.
+@pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
 @pytest.mark.slow
 @pytest.mark.parametrize("operation", made(), ids=lambda operation: operation.label)
 def test_a_running_gateway_is_as_the_document_says(running, operation):
