@@ -174,9 +174,9 @@ class _Reader:
                 continue
             self._keys.add(key)
             text = value.strip()
-            if len(text) <= _MAX_TEXT_CHARACTERS and _UNEXPANDED.fullmatch(text):
+            if text[:1] == "$" and len(text) <= _MAX_TEXT_CHARACTERS and _UNEXPANDED.fullmatch(text):
                 self.body.note(f"unexpanded:{key}")
-            elif text.casefold() == "null":
+            elif len(text) == 4 and text.casefold() == "null":
                 self.body.note(f"null:{key}")
             elif text:
                 self._first[key] = (place, text)
@@ -192,7 +192,8 @@ class _Reader:
         found = [(key, *self._first[key]) for key in _ALIASES[name] if key in self._first]
         if before_message:
             found = [item for item in found if item[1] < self._message_at]
-        found.sort(key=lambda item: item[1] > self._message_at)
+        if len(found) > 1:
+            found.sort(key=lambda item: item[1] > self._message_at)
         return [(key, value) for key, _, value in found]
 
     def text(self, name: str) -> str:
