@@ -55,6 +55,85 @@ cdef extern from *:
         ['"'] = '"', [0x5C] = 0x5C,     /* the backslash itself */
     };
 
+    /* Sixteen octets at once, by the vectors of GCC and clang; on x86-64 that is SSE2, which all have. */
+    enum { SIXTEEN = 16 };
+    typedef uint8_t Sixteen __attribute__((vector_size(16)));
+
+    /* Octets behind 16 - n are the first n. */
+    static const uint8_t FIRST[32] = {
+        255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255,
+    };
+
+    /* 255 for each control character, quote and backslash. */
+    static inline Sixteen escaped(Sixteen octets)
+    {
+        return (Sixteen)(octets < 0x20) | (Sixteen)(octets == '"') | (Sixteen)(octets == 0x5C);
+    }
+
+    static inline int any_of(Sixteen found)
+    {
+        uint64_t halves[2];
+        memcpy(halves, &found, 16);
+        return (halves[0] | halves[1]) != 0;
+    }
+
+    /* Copy sixteen octets, unless one of them needs an escape: returns whether. */
+    static inline int put_sixteen(uint8_t *out, const uint8_t *text)
+    {
+        Sixteen octets;
+        memcpy(&octets, text, 16);
+        if (any_of(escaped(octets)))
+            return 0;
+        memcpy(out, &octets, 16);
+        return 1;
+    }
+
+    /* The same for fewer. It reads sixteen, of which those behind the text decide nothing, and never goes
+       over the end of a page: so it stays in memory that is there. What it writes behind is overwritten. */
+    __attribute__((no_sanitize("address")))
+    static inline int put_fewer(uint8_t *out, const uint8_t *text, Py_ssize_t length)
+    {
+        Sixteen octets, first;
+        if (((uintptr_t)text & 4095) > 4096 - 16)
+            return 0;
+        memcpy(&octets, text, 16);
+        memcpy(&first, FIRST + 16 - length, 16);
+        if (any_of(escaped(octets) & first))
+            return 0;
+        memcpy(out, &octets, 16);
+        return 1;
+    }
+
+    /* Write a short text of plain ASCII, quoted, and a mark: the usual key or value. At most SHORT octets;
+       returns how many, 0 where the text is another. */
+    enum { SHORT = 32 + 3 };
+    static inline Py_ssize_t put_short(uint8_t *out, PyObject *text, uint8_t mark)
+    {
+        Py_ssize_t length;
+        if (!PyUnicode_CheckExact(text) || !PyUnicode_IS_COMPACT_ASCII(text))
+            return 0;
+        length = PyUnicode_GET_LENGTH(text);
+        if (length < 16) {
+            if (!put_fewer(out + 1, ASCII_DATA(text), length))
+                return 0;
+        } else if (
+            length > 32 || !put_sixteen(out + 1, ASCII_DATA(text))
+            || !put_sixteen(out + 1 + length - 16, ASCII_DATA(text) + length - 16)
+        )
+            return 0;
+        out[0] = '"';
+        out[length + 1] = '"';
+        out[length + 2] = mark;
+        return length + 3;
+    }
+
+    /* The one key that custom keys may not have. */
+    static inline int is_aps(PyObject *key)
+    {
+        return PyUnicode_CheckExact(key) && PyUnicode_IS_COMPACT_ASCII(key)
+            && PyUnicode_GET_LENGTH(key) == 3 && memcmp(ASCII_DATA(key), "aps", 3) == 0;
+    }
+
     static const char HEX_DIGITS[] = "0123456789abcdef";
 
     /* The numbers below 100, two digits each. */
@@ -71,6 +150,12 @@ cdef extern from *:
     const Key NO_KEY
     const uint8_t *ASCII_DATA(PyObject *text) noexcept nogil
     const uint8_t *ESCAPES
+    enum: SIXTEEN
+    bint put_sixteen(uint8_t *out, const uint8_t *text) noexcept nogil
+    bint put_fewer(uint8_t *out, const uint8_t *text, Py_ssize_t length) noexcept nogil
+    enum: SHORT
+    Py_ssize_t put_short(uint8_t *out, PyObject *text, uint8_t mark) noexcept nogil
+    bint is_aps(PyObject *key) noexcept nogil
     const char *HEX_DIGITS
     const char *PAIRS
 
@@ -81,14 +166,6 @@ cdef enum:
 
 
 # Leaf helpers: raw pointers, no Python object, no check. The caller has reserved the room.
-
-cdef inline bint needs_escape(uint64_t word) noexcept nogil:
-    """Whether one of eight ASCII octets is a control character, a quote or a backslash (never misses one)."""
-    cdef uint64_t ones = 0x0101010101010101
-    cdef uint64_t quotes = word ^ (ones * 0x22)
-    cdef uint64_t backslashes = word ^ (ones * 0x5C)
-    return (((word - ones * 0x20) | (quotes - ones) | (backslashes - ones)) & (ones * 0x80)) != 0
-
 
 cdef inline uint8_t *put_ascii(uint8_t *out, uint32_t code) noexcept nogil:
     cdef uint8_t escape = ESCAPES[code]
@@ -126,55 +203,25 @@ cdef inline uint8_t *put_code_point(uint8_t *out, uint32_t code) noexcept nogil:
     return out + 4
 
 
-cdef inline uint8_t *put_few(uint8_t *out, const uint8_t *text, Py_ssize_t length) noexcept nogil:
-    """Write up to 7 ASCII octets: as two halves that overlap, while none of them needs an escape."""
-    cdef uint64_t ones = 0x0101010101010101
-    cdef uint32_t first = 0, last = 0
-    cdef Py_ssize_t place
-    if length >= 4:
-        memcpy(&first, text, 4)
-        memcpy(&last, text + length - 4, 4)
-        if not needs_escape(first | <uint64_t>last << 32):
-            memcpy(out, &first, 4)
-            memcpy(out + length - 4, &last, 4)
-            return out + length
-    elif length >= 2:
-        memcpy(&first, text, 2)
-        memcpy(&last, text + length - 2, 2)
-        # What the text does not fill is filled with a letter that needs no escape.
-        if not needs_escape((ones * c'a' << 32) | last << 16 | first):
-            memcpy(out, &first, 2)
-            memcpy(out + length - 2, &last, 2)
-            return out + length
-    for place in range(length):
-        out = put_ascii(out, text[place])
-    return out
-
-
 cdef inline uint8_t *put_ascii_run(uint8_t *out, const uint8_t *text, Py_ssize_t length) noexcept nogil:
-    """Write ASCII octets, eight at a time while none of them needs an escape."""
-    cdef uint64_t word
+    """Write ASCII octets, sixteen at a time while none of them needs an escape; SIXTEEN more must be reserved."""
     cdef Py_ssize_t place = 0, end
-    if length < 8:
-        return put_few(out, text, length)
-    while place + 8 <= length:
-        memcpy(&word, text + place, 8)
-        if needs_escape(word):
-            end = place + 8
-            while place < end:
-                out = put_ascii(out, text[place])
-                place += 1
-        else:
-            memcpy(out, &word, 8)
-            out += 8
-            place += 8
-    if place < length:
-        # The last eight once more, in part: what was written of them is the same where none is escaped.
-        memcpy(&word, text + length - 8, 8)
-        if not needs_escape(word):
-            out += length - place
-            memcpy(out - 8, &word, 8)
-            return out
+    if length < SIXTEEN:
+        if put_fewer(out, text, length):
+            return out + length
+    else:
+        while place + SIXTEEN <= length:
+            if put_sixteen(out, text + place):
+                out += SIXTEEN
+                place += SIXTEEN
+            else:
+                end = place + SIXTEEN
+                while place < end:
+                    out = put_ascii(out, text[place])
+                    place += 1
+        # The last sixteen once more, in part: what was written of them is the same where none is escaped.
+        if place < length and put_sixteen(out + (length - place - SIXTEEN), text + length - SIXTEEN):
+            return out + (length - place)
     while place < length:
         out = put_ascii(out, text[place])
         place += 1
@@ -220,15 +267,26 @@ cdef inline bint has_surrogate(int kind, const void *characters, Py_ssize_t leng
 
 @cython.cdivision(True)
 cdef inline uint8_t *put_integer(uint8_t *out, int64_t number) noexcept nogil:
-    """Write a decimal number; at most 20 octets."""
-    cdef uint8_t[20] digits
+    """Write a decimal number; at most 20 octets, and 21 must be reserved."""
+    cdef uint8_t[40] digits     # twice as long, so that a copy of 20 begins anywhere
     cdef int place = 20
     cdef uint64_t rest = <uint64_t>number
+    cdef uint32_t four
+    if rest < 10:
+        out[0] = <uint8_t>(c'0' + rest)
+        return out + 1
     if number < 0:
         out[0] = c'-'
         out += 1
         rest = 0 - rest
-    while rest >= 100:
+    while rest >= 10000:
+        # Four digits a step, as two pairs that do not wait for each other.
+        four = <uint32_t>(rest % 10000)
+        rest //= 10000
+        place -= 4
+        memcpy(digits + place, PAIRS + 2 * (four // 100), 2)
+        memcpy(digits + place + 2, PAIRS + 2 * (four % 100), 2)
+    if rest >= 100:
         place -= 2
         memcpy(digits + place, PAIRS + 2 * (rest % 100), 2)
         rest //= 100
@@ -238,7 +296,7 @@ cdef inline uint8_t *put_integer(uint8_t *out, int64_t number) noexcept nogil:
     else:
         place -= 1
         digits[place] = <uint8_t>(c'0' + rest)
-    memcpy(out, digits + place, <size_t>(20 - place))
+    memcpy(out, digits + place, 20)
     return out + (20 - place)
 
 
@@ -289,7 +347,7 @@ cdef inline int write_characters(Buffer *out, str value) except -1:
     cdef uint8_t *octets
     while place < length:
         end = min(length, place + CHUNK)
-        buffer_reserve(out, 6 * (end - place))
+        buffer_reserve(out, 6 * (end - place) + SIXTEEN)
         octets = out.octets + out.length
         if ascii:
             octets = put_ascii_run(octets, one + place, end - place)
@@ -312,17 +370,21 @@ cdef inline int write_characters(Buffer *out, str value) except -1:
 
 cdef inline int write_string(Buffer *out, const Key *key, str value) except -1:
     """Write `"key":"value",` or, with `&NO_KEY`, `"value",`; nothing for None."""
+    cdef Py_ssize_t length
     if value is None:
         return 0
-    if PyUnicode_IS_COMPACT_ASCII(<PyObject *>value) and PyUnicode_GET_LENGTH(value) <= CHUNK:
-        write_key(out, key, 6 * PyUnicode_GET_LENGTH(value) + 3)
+    if not PyUnicode_IS_COMPACT_ASCII(<PyObject *>value) or PyUnicode_GET_LENGTH(value) > CHUNK:
+        return write_unusual_string(out, key, value)
+    write_key(out, key, 6 * PyUnicode_GET_LENGTH(value) + SHORT)
+    length = put_short(out.octets + out.length, <PyObject *>value, c',')
+    out.length += length
+    if length == 0:
         put_quoted(out, <PyObject *>value, c',')
-        return 0
-    return write_unusual_string(out, key, value)
+    return 0
 
 
 cdef inline void put_quoted(Buffer *out, PyObject *value, uint8_t mark) noexcept:
-    """Write `"value"` and a mark, for compact ASCII; 6 octets to each character and 3 must be reserved."""
+    """Write `"value"` and a mark, for compact ASCII; 6 octets to each character and SHORT must be reserved."""
     cdef uint8_t *octets = out.octets + out.length
     octets[0] = c'"'
     octets = put_ascii_run(octets + 1, ASCII_DATA(value), PyUnicode_GET_LENGTH(<object>value))
@@ -392,7 +454,7 @@ cdef inline bint write_plain_text(Buffer *out, PyObject *value, uint8_t mark) ex
     if not PyUnicode_CheckExact(value):
         return False
     if PyUnicode_IS_COMPACT_ASCII(value) and PyUnicode_GET_LENGTH(<object>value) <= CHUNK:
-        buffer_reserve(out, 6 * PyUnicode_GET_LENGTH(<object>value) + 3)
+        buffer_reserve(out, 6 * PyUnicode_GET_LENGTH(<object>value) + SHORT)
         put_quoted(out, value, mark)
         return True
     return write_unusual_text(out, <str>value, mark)
@@ -446,11 +508,48 @@ cdef inline bint write_plain(Buffer *out, PyObject *value, int depth) except -1:
 
 
 cdef inline bint write_members(Buffer *out, PyObject *members, int depth) except -1:
-    """Write `"key":value,` for each member of an exact dict; returns whether all of them are plain."""
+    """Write `"key":value,` for each member of an exact dict; returns whether all of them are plain.
+
+    At depth 1, that of a notification's custom keys, `aps` is not.
+    """
     cdef PyObject *key
     cdef PyObject *value
-    cdef Py_ssize_t place = 0
+    cdef Py_ssize_t place = 0, length
+    cdef int64_t number
+    cdef int overflow = 0
+    # Where the next octet goes, in a register: through memory each step would wait for the one before.
+    cdef uint8_t *at
+    buffer_reserve(out, 2 * SHORT)
+    at = out.octets + out.length
     while PyDict_Next(members, &place, &key, &value):
-        if not write_plain_text(out, key, c':') or not write_plain(out, value, depth):
+        if depth == 1 and is_aps(key):
             return False
+        length = put_short(at, key, c':')
+        at += length
+        if length == 0:
+            out.length = at - out.octets
+            if not write_plain_text(out, key, c':'):
+                return False
+            buffer_reserve(out, SHORT)
+            at = out.octets + out.length
+        length = put_short(at, value, c',')
+        at += length
+        if length == 0:
+            if PyLong_CheckExact(value):
+                number = PyLong_AsLongLongAndOverflow(<object>value, &overflow)
+                if overflow != 0:
+                    return False
+                at = put_integer(at, number)
+                at[0] = c','
+                at += 1
+            else:
+                out.length = at - out.octets
+                if not write_plain(out, value, depth):
+                    return False
+                at = out.octets + out.length
+        if out.octets + out.capacity - at < 2 * SHORT:
+            out.length = at - out.octets
+            buffer_reserve(out, 2 * SHORT)
+            at = out.octets + out.length
+    out.length = at - out.octets
     return True

@@ -205,11 +205,12 @@ def test_every_surrogate_is_refused():
 
 @pytest.mark.parametrize("code", [*range(0x20), ord('"'), ord("\\"), 0x7F])
 def test_an_escape_at_every_place_of_every_length(code):
-    """The writer takes eight octets at a time: the escape moves through words and through the rest."""
-    for length in range(1, 36):
+    """The writer takes sixteen octets at a time: the escape moves through them and through the rest."""
+    for length in range(1, 68):
         for place in range(length):
             text = "a" * place + chr(code) + "b" * (length - place - 1)
             assert Payload(alert=text).encode() == orjson.dumps({"aps": {"alert": text}})
+            assert Payload(data={text: text}).encode() == orjson.dumps({"aps": {}, text: text})
 
 
 @pytest.mark.parametrize("character", ['"', "a", "é", "語", "🚨"])
