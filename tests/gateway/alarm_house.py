@@ -11,7 +11,7 @@ import trio
 from fastpush.gateway.alarm_book import open_alarms
 from fastpush.gateway.api import Gateway
 from fastpush.gateway.app import ingest_app
-from fastpush.gateway.auth import open_authenticator
+from fastpush.gateway.auth import SCOPES, Principal, open_authenticator
 from fastpush.gateway.counters import Counters
 from fastpush.gateway.devices import Registration, open_devices
 from fastpush.gateway.http import open_listener, serve
@@ -21,6 +21,7 @@ from fastpush.gateway.storage import Limits, open_storage
 
 APP = "opmanager"
 NOW = 1_800_000_000.0
+ADMINISTRATOR = Principal("test", "control", frozenset(SCOPES))
 ROOMY = Limits(low_water_octets=0, low_water_share=0.0, reserve_octets=4_096)
 ROUTES = Routes(
     [
@@ -56,8 +57,8 @@ class House:
 
     async def phone(self, user: str, *tags: str, number: int = 1) -> dict[str, str]:
         """The headers of a phone that has enrolled and registered."""
-        code = await self.keys.create_enrolment_code(APP, user, tags)
-        enrolled = await self.keys.enrol(code.code)
+        code = await self.keys.phones.create_code(APP, user, tags, by=ADMINISTRATOR)
+        enrolled = await self.keys.phones.enrol(code.code)
         headers = {"Authorization": f"Bearer {enrolled.device_secret}"}
         principal = await self.keys.authenticate(
             {"headers": [(b"authorization", headers["Authorization"].encode())], "client": ("127.0.0.1", 1),

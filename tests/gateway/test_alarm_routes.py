@@ -111,7 +111,7 @@ async def test_who_takes_an_alarm_is_shown_silently_to_all_who_were_told(tmp_pat
         assert pushes[1].entry.collapse_id == pushes[0].entry.collapse_id
         assert pushes[1].audience == pushes[0].audience
         assert house.alarms.open_count(APP, ["net"]) == 0
-        log = [record for record in await house.keys.audit_log() if record.action == "alarm.acknowledge"]
+        log = [record for record in await house.keys.log.read() if record.action == "alarm.acknowledge"]
         assert [(record.name, record.target) for record in log] == [("jo", name)]
         verdicts = (await house.client.get(f"/v1/alarms/{name}")).json()["verdicts"]
         assert [(verdict["rule"], verdict["by"]) for verdict in verdicts] == [

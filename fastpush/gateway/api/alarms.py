@@ -230,7 +230,7 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
         if found is None or not _seen(found.row, tags):
             raise _nothing()
         by = principal.user or principal.name
-        note = gateway.keys.audit_row(principal, "alarm.acknowledge", name)
+        note = gateway.keys.log.row(principal, "alarm.acknowledge", name)
         recorded = await gateway.alarms.acknowledge(name, by, generation=wanted.generation, rows=[note])
         if recorded is None:
             raise _nothing()
