@@ -26,7 +26,10 @@ from fastpush.gateway.api import (
     Scope,
     Send,
     alarms,
+    devices,
+    enrolments,
     health,
+    keys,
     notices,
     notifications,
     opmanager,
@@ -41,8 +44,8 @@ __all__ = ["Application", "admin_app", "body_rule", "ingest_app"]
 
 logger = logging.getLogger("fastpush.gateway.app")
 
-INGEST: list[ModuleType] = [notifications, alarms, opmanager, notices, health]
-ADMIN: list[ModuleType] = [outbox, notices, health]
+INGEST: list[ModuleType] = [notifications, enrolments, devices, alarms, opmanager, notices, health]
+ADMIN: list[ModuleType] = [outbox, keys, enrolments, devices, notices, health]
 """Modules of `fastpush.gateway.api`, asked for `routes`, `hot_routes` and `admin_routes`."""
 
 STREAMED = frozenset((b"application/x-ndjson", b"application/ndjson", b"application/jsonl", b"text/csv"))

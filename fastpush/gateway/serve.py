@@ -26,11 +26,12 @@ from fastpush.gateway.alarm_book import open_alarms
 from fastpush.gateway.api import Gateway
 from fastpush.gateway.app import admin_app, body_rule, ingest_app
 from fastpush.gateway.apps import Apps
-from fastpush.gateway.auth import AuthSettings, open_authenticator
+from fastpush.gateway.auth import open_authenticator
 from fastpush.gateway.config import Config, SecretUnusable, TLSSettings
 from fastpush.gateway.control import socket_path, trusted
 from fastpush.gateway.counters import Counters
 from fastpush.gateway.devices import open_devices
+from fastpush.gateway.devices.webhook import tell_of_devices
 from fastpush.gateway.dispatcher import Dispatcher
 from fastpush.gateway.http import Limits, Listener, Server, ServerTLS, TrustedProxies, open_listener
 from fastpush.gateway.http import serve as serve_http
@@ -203,7 +204,7 @@ class Service:
         outbox = await open_outbox(
             storage, limits=config.storage.outbox_limits(), keep=config.storage.keep(), clock=clock
         )
-        keys = await open_authenticator(storage, _authentication(config), clock=clock)
+        keys = await open_authenticator(storage, config.auth, clock=clock)
         devices = await open_devices(storage, keys=keys, clock=clock)
 
         async def reach(app: str, audience: Audience) -> bool:
@@ -222,6 +223,9 @@ class Service:
         async with trio.open_nursery() as background:
             for service in (outbox, keys, devices, alarms):
                 await background.start(service.run)
+            if config.devices.webhook is not None:
+                tell = partial(tell_of_devices, storage, devices, config.devices.webhook, clock=clock)
+                await background.start(tell)
             apps = await background.start(Apps(list(config.apps.values())).run)
             dispatcher = Dispatcher(outbox, devices, apps, badge=alarms.open_count, clock=clock)
             await background.start(dispatcher.run)
@@ -241,7 +245,12 @@ class Service:
             )
             async with trio.open_nursery() as administration:
                 admin, admin_ends = admin_app(gateway), trio.Event()
-                about = partial(serve_http, graceful_timeout=ADMIN_WITHIN, shutdown_trigger=admin_ends.wait)
+                about = partial(
+                    serve_http,
+                    body_rules=body_rule,
+                    graceful_timeout=ADMIN_WITHIN,
+                    shutdown_trigger=admin_ends.wait,
+                )
                 of_admin: Server = await administration.start(partial(about, admin, doors.admin))
                 await administration.start(partial(about, trusted(admin), [doors.control]))
                 async with trio.open_nursery() as receiving:
@@ -302,17 +311,6 @@ class Service:
                 "is FileDescriptorName= set in the .socket unit, and the service started by it?"
             )
         return [f"fd://{descriptor}" for descriptor in self._inherited[name]]
-
-
-def _authentication(config: Config) -> AuthSettings:
-    auth = config.auth
-    return AuthSettings(
-        failures=auth.max_failures,
-        within=auth.failures_seconds,
-        wait_for=auth.blocked_seconds,
-        signature_window=auth.signature_seconds,
-        open_scopes=auth.open_scopes,
-    )
 
 
 _CURES = {

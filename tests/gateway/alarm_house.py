@@ -11,7 +11,7 @@ import trio
 from fastpush.gateway.alarm_book import open_alarms
 from fastpush.gateway.api import Gateway
 from fastpush.gateway.app import ingest_app
-from fastpush.gateway.auth import SCOPES, Principal, open_authenticator
+from fastpush.gateway.auth import CONTROL, open_authenticator
 from fastpush.gateway.counters import Counters
 from fastpush.gateway.devices import Registration, open_devices
 from fastpush.gateway.http import open_listener, serve
@@ -21,7 +21,6 @@ from fastpush.gateway.storage import Limits, open_storage
 
 APP = "opmanager"
 NOW = 1_800_000_000.0
-ADMINISTRATOR = Principal("test", "control", frozenset(SCOPES))
 ROOMY = Limits(low_water_octets=0, low_water_share=0.0, reserve_octets=4_096)
 ROUTES = Routes(
     [
@@ -57,7 +56,7 @@ class House:
 
     async def phone(self, user: str, *tags: str, number: int = 1) -> dict[str, str]:
         """The headers of a phone that has enrolled and registered."""
-        code = await self.keys.phones.create_code(APP, user, tags, by=ADMINISTRATOR)
+        code = await self.keys.phones.create_code(APP, user, tags, by=CONTROL)
         enrolled = await self.keys.phones.enrol(code.code)
         headers = {"Authorization": f"Bearer {enrolled.device_secret}"}
         principal = await self.keys.authenticate(

@@ -2,11 +2,10 @@
 
 import pytest
 
-from fastpush.gateway.auth import SCOPES, Principal, open_authenticator
+from fastpush.gateway.auth import CONTROL, open_authenticator
 from fastpush.gateway.problems import Problem
 from fastpush.gateway.storage import Limits, open_storage
 
-ADMIN = Principal("the tests", "control", frozenset(SCOPES), key_id="control")
 ROOMY = Limits(low_water_octets=0, low_water_share=0.0, reserve_octets=4_096)
 
 
@@ -68,7 +67,7 @@ async def test_a_key_lets_in_until_it_is_revoked(keys):
 
 
 async def test_a_phone_enrols_once_with_a_code(keys):
-    code = await keys.phones.create_code("com.example.app", "alice", ["network"], by=ADMIN)
+    code = await keys.phones.create_code("com.example.app", "alice", ["network"], by=CONTROL)
     enrolled = await keys.phones.enrol(code.code.lower())
     phone = await keys.authenticate(request(enrolled.device_secret))
     assert (phone.kind, phone.user, phone.app, phone.scopes) == (

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, final
 
 import msgspec
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from fastpush.gateway.counters import Counters
@@ -39,6 +39,8 @@ from fastpush.gateway.problems import Problem
 from fastpush.gateway.storage import StorageBroken, StorageFull, StorageUnknown
 
 if TYPE_CHECKING:
+    from fastpush.gateway.auth import Authenticator
+    from fastpush.gateway.devices import Devices
     from fastpush.gateway.outbox import Outbox
     from fastpush.gateway.storage import Storage
 
@@ -56,6 +58,7 @@ __all__ = [
     "read_body",
     "retry_after",
     "told",
+    "whole_number",
     "why_no_json",
 ]
 
@@ -80,8 +83,8 @@ class Gateway:
 
     storage: Storage
     outbox: Outbox
-    devices: Any
-    keys: Any
+    devices: Devices
+    keys: Authenticator
     alarms: Any
     apps: Any
     notices: Any
@@ -95,7 +98,7 @@ class Gateway:
         return f"<{type(self).__name__}>"
 
 
-# Bodies and answers.
+# Bodies, parameters and answers.
 
 
 async def read_body(receive: Receive, limit: int = JSON_BODY_OCTETS) -> bytes:
@@ -158,6 +161,20 @@ def why_no_json(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
         return "it is not UTF-8"
     return str(error).removeprefix("JSON is malformed: ")
+
+
+def whole_number(request: Request, name: str, default: int, least: int, most: int) -> int:
+    """A parameter of the query.
+
+    Raises:
+      Problem: 400, it is no number, or not within its limits.
+    """
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) <= 20 and least <= int(text) <= most):
+        raise Problem(400, "invalid value", f"A number from {least} to {most:,}.", field=name)
+    return int(text)
 
 
 _encode = msgspec.json.Encoder().encode

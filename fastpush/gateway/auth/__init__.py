@@ -7,21 +7,21 @@
 from fastpush.gateway.auth.audit import AuditLog, AuditRecord
 from fastpush.gateway.auth.authenticator import (
     Authenticator,
-    AuthSettings,
     CreatedKey,
     KeyRecord,
     open_authenticator,
 )
-from fastpush.gateway.auth.phones import Code, Enrolled
-from fastpush.gateway.auth.principal import SCOPES, Principal
+from fastpush.gateway.auth.phones import Code, CodeRecord, Enrolled
+from fastpush.gateway.auth.principal import CONTROL, SCOPES, Principal
 
 __all__ = [
+    "CONTROL",
     "SCOPES",
     "AuditLog",
     "AuditRecord",
-    "AuthSettings",
     "Authenticator",
     "Code",
+    "CodeRecord",
     "CreatedKey",
     "Enrolled",
     "KeyRecord",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import secrets
 import sqlite3
 import time
@@ -13,6 +12,7 @@ from hashlib import blake2b
 from typing import Any, NamedTuple, final
 
 import msgspec
+import structlog
 import trio
 
 from fastpush.gateway import signatures
@@ -21,38 +21,23 @@ from fastpush.gateway.auth.audit import AuditLog, open_audit_log
 from fastpush.gateway.auth.checks import checked_app, checked_name
 from fastpush.gateway.auth.phones import Phones
 from fastpush.gateway.auth.presented import WRONG, Wrong, presented, text_of
-from fastpush.gateway.auth.principal import SCOPES, Principal
+from fastpush.gateway.auth.principal import CONTROL, SCOPES, Principal
 from fastpush.gateway.auth.secret import draw_secret, read_secret
 from fastpush.gateway.auth.signed import SignatureGuard, open_signature_guard
 from fastpush.gateway.auth.slowing import CHALLENGE, Slowing
+from fastpush.gateway.config.sections import AuthSettings
 from fastpush.gateway.control import is_trusted
 from fastpush.gateway.problems import Problem
 from fastpush.gateway.storage import Storage, StorageError, pour
 
-__all__ = ["AuthSettings", "Authenticator", "CreatedKey", "KeyRecord", "open_authenticator"]
+__all__ = ["Authenticator", "CreatedKey", "KeyRecord", "open_authenticator"]
 
-logger = logging.getLogger(__name__)
+logger = structlog.get_logger("fastpush.gateway.auth")
 
 MAX_PROVED = 20_000
+MISSING = "Send a key: Authorization: Bearer KEY, Basic with the key as password, or X-Api-Key: KEY."
 WRITE_USES_EVERY = 60.0  # seconds
 KEEP_CODES = 86_400.0  # seconds after their end
-
-
-class AuthSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How keys are asked for.
-
-    Attributes:
-      failures, within, wait_for: after so many wrong ones from one address within so many seconds, none is
-        answered for so many seconds but with 429. Right keys pass all the same.
-      signature_window: how far a signature's time may be from ours, seconds.
-      open_scopes: what needs no key at all; for trials on one machine.
-    """
-
-    failures: int = 20
-    within: float = 60.0
-    wait_for: float = 60.0
-    signature_window: int = 300
-    open_scopes: tuple[str, ...] = ()
 
 
 class KeyRecord(msgspec.Struct, frozen=True):
@@ -120,7 +105,7 @@ async def open_authenticator(
     settings = settings or AuthSettings()
     await storage.add_schema("auth", schema.MIGRATIONS)
     log = await open_audit_log(storage, clock)
-    guard = await open_signature_guard(storage, clock, settings.signature_window)
+    guard = await open_signature_guard(storage, clock, settings.signature_seconds)
     seal_key, rows = await storage.read(_load)
     return Authenticator(storage, settings, log, guard, seal_key, rows, clock)
 
@@ -150,14 +135,13 @@ class Authenticator:
         self._keys: dict[str, _Key] = {}
         for *columns, digest, signing_secret in rows:
             self._keys[columns[0]] = _Key(_record(columns), digest, signing_secret)
-        slow = (clock, settings.failures, settings.within, settings.wait_for)
+        slow = (clock, settings.max_failures, settings.failures_seconds, settings.blocked_seconds)
         self._slow = Slowing(*slow)
         self._proved: dict[bytes, _Proof] = {}
         self._proved_by: dict[str, list[bytes]] = {}  # by key or enrolment, to forget them by
         self._changes = 0
         self._marker = secrets.token_bytes(32)
         self._no_digest = secrets.token_bytes(32)
-        self._control = Principal("control", "control", frozenset(SCOPES), key_id="control")
         self._open = Principal("open", "open", frozenset(settings.open_scopes))
         self.log = log
         self.phones = Phones(storage, log, Slowing(*slow), seal_key, self.forget, clock)
@@ -189,10 +173,12 @@ class Authenticator:
             address; 409, the signature was used before.
         """
         if is_trusted(scope):
-            return self._control
+            return CONTROL
         value = presented(scope, query_token)
         if value is None:
-            return self._without(scope)
+            if self._open.scopes:
+                return replace(self._open, address=_address(scope))
+            raise Problem(401, "key missing", MISSING, headers=CHALLENGE)
         mark = blake2b(value, digest_size=16, key=self._marker).digest()
         proof = self._proved.get(mark)
         if proof is None:
@@ -210,16 +196,6 @@ class Authenticator:
         if client is not None and client[0] != principal.address:
             principal = proof.principal = replace(principal, address=client[0])
         return principal
-
-    def _without(self, scope: Any) -> Principal:
-        if self._open.scopes:
-            return replace(self._open, address=_address(scope))
-        raise Problem(
-            401,
-            "key missing",
-            "Send a key: Authorization: Bearer KEY, Basic with the key as password, or X-Api-Key: KEY.",
-            headers=CHALLENGE,
-        )
 
     async def _prove(self, scope: Any, value: bytes, mark: bytes, body: bytes | None) -> Principal:
         address = _address(scope)
@@ -279,6 +255,14 @@ class Authenticator:
 
     # Keys.
 
+    def principal(self, key_id: str) -> Principal | None:
+        """Whom a key stands for, while it is good: for sessions that began with it."""
+        key = self._keys.get(key_id)
+        if key is None or key.record.revoked_at is not None:
+            return None
+        expires_at = key.record.expires_at
+        return key.principal if expires_at is None or expires_at > self._clock() else None
+
     async def create(
         self,
         name: str,
@@ -302,7 +286,7 @@ class Authenticator:
         Raises:
           Problem: 422, with the field.
         """
-        by = by or self._control
+        by = by or CONTROL
         now = self._clock()
         if expires_at is not None and expires_at <= now:
             raise Problem(422, "invalid value", "The key would have expired already.", field="expires_at")
@@ -360,7 +344,7 @@ class Authenticator:
         if key.record.revoked_at is not None:
             return key.record
         now = self._clock()
-        audit = self.log.row(by or self._control, "key.revoked", key_id, key.record.name)
+        audit = self.log.row(by or CONTROL, "key.revoked", key_id, key.record.name)
 
         def change(connection: sqlite3.Connection) -> None:
             connection.execute("UPDATE api_key SET revoked_at = ? WHERE id = ?", (now, key_id))
@@ -403,8 +387,8 @@ class Authenticator:
         def change(connection: sqlite3.Connection) -> None:
             if used:
                 connection.execute(
-                    "UPDATE api_key SET last_used_at = found.value ->> 1"
-                    " FROM json_each(?) AS found WHERE api_key.id = found.value ->> 0",
+                    "UPDATE api_key SET last_used_at = json_extract(found.value, '$[1]')"
+                    " FROM json_each(?) AS found WHERE api_key.id = json_extract(found.value, '$[0]')",
                     (uses,),
                 )
             connection.execute("DELETE FROM enrolment_code WHERE expires_at < ?", (now - KEEP_CODES,))
@@ -414,7 +398,7 @@ class Authenticator:
         try:
             await self._storage.write(change, essential=True)
         except StorageError as error:
-            logger.warning("the uses of keys could not be written, and will be: %s", error)
+            logger.warning("the uses of keys could not be written, and will be", error=str(error))
             for key in used:
                 key.dirty = True
 

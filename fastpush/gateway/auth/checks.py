@@ -56,4 +56,8 @@ def checked_tags(tags: Sequence[str]) -> tuple[str, ...]:
     """Tags, each once, in order. Raises Problem: 422."""
     if len(tags) > MAX_TAGS:
         raise Problem(422, "invalid value", f"{len(tags)} tags; {MAX_TAGS} are taken.", field="tags")
+    for index, tag in enumerate(tags):
+        if ";" in tag or "," in tag:
+            detail = "holds a comma or semicolon, which part tags in files and parameters."
+            raise Problem(422, "invalid value", detail, field=f"tags[{index}]")
     return tuple(sorted({checked_name(tag, f"tags[{index}]", MAX_TAG) for index, tag in enumerate(tags)}))

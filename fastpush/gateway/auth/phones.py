@@ -28,7 +28,7 @@ from fastpush.gateway.auth.slowing import Slowing
 from fastpush.gateway.problems import Problem
 from fastpush.gateway.storage import Storage, pour
 
-__all__ = ["Code", "Enrolled", "Phones"]
+__all__ = ["Code", "CodeRecord", "Enrolled", "Phones"]
 
 CODE_ATTEMPTS = 5
 CODE_VALID_FOR = 86_400.0  # seconds
@@ -44,6 +44,20 @@ class Code(msgspec.Struct, frozen=True):
     user: str
     tags: tuple[str, ...]
     expires_at: float
+
+
+class CodeRecord(msgspec.Struct, frozen=True):
+    """A code as it is listed; `code_id` is its first four digits."""
+
+    code_id: str
+    app: str
+    user: str
+    tags: tuple[str, ...]
+    created_at: float
+    created_by: str
+    expires_at: float
+    attempts: int
+    """Of five."""
 
 
 class Enrolled(msgspec.Struct, frozen=True):
@@ -132,6 +146,38 @@ class Phones:
             )
             if await self._storage.write(partial(_add_code, code=code, audit=audit)):
                 return Code(f"{code_id}-{code_secret}", app, user, granted, now + valid_for)
+
+    async def codes(self, after: str = "", limit: int = 100) -> list[CodeRecord]:
+        """Codes that are neither used nor over, in the order of their ids; without their secrets."""
+        now = self._clock()
+        found = await self._storage.read(
+            lambda connection: connection.execute(
+                "SELECT id, app, user, tags, created_at, created_by, expires_at, attempts FROM enrolment_code"
+                " WHERE id > ? AND expires_at > ? AND attempts < ? ORDER BY id LIMIT ?",
+                (after, now, CODE_ATTEMPTS, limit),
+            ).fetchall()
+        )
+        return [
+            CodeRecord(
+                code_id, app, user, tuple(json.loads(tags)), created_at, created_by, expires_at, attempts
+            )
+            for code_id, app, user, tags, created_at, created_by, expires_at, attempts in found
+        ]
+
+    async def withdraw_code(self, code_id: str, *, apps: frozenset[str] | None, by: Principal) -> None:
+        """Let a code be good for nothing. Raises Problem: 404."""
+        audit = self._log.row(by, "code.withdrawn", code_id)
+
+        def change(connection: sqlite3.Connection) -> bool:
+            found = enrolments.find_code(connection, code_id)
+            if found is None or (apps is not None and found.app not in apps):
+                return False
+            enrolments.take_code(connection, code_id, found.salt)
+            pour(connection, [audit])
+            return True
+
+        if not await self._storage.write(change, essential=True):
+            raise Problem(404, "no such code", f"There is no code {code_id[:8]!r}.")
 
     async def enrol(self, code: str, *, address: str = "") -> Enrolled:
         """Exchange a code for a phone's secret. Whoever comes second with the same code gets nothing.

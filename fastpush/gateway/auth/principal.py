@@ -8,7 +8,7 @@ from typing import Literal, final
 
 from fastpush.gateway.problems import Problem
 
-__all__ = ["SCOPES", "Principal"]
+__all__ = ["CONTROL", "SCOPES", "Principal"]
 
 SCOPES = ("notify", "devices", "alarms", "admin", "console")
 """What a key may be allowed: to send; to register and list devices; to read and acknowledge alarms; to
@@ -23,7 +23,7 @@ class Principal:
     Attributes:
       name: of the person or system that the key was made for; of a phone its user, or its enrolment's id.
       kind: "key"; "device", a phone with a secret of its own; "control", who may open the control socket;
-        "open", where the configuration asks for no key.
+        "open", anybody, where the configuration asks for no key.
       scopes: a phone has none: its rights are its own registration, its user's alarms and notices, which the
         routes that serve phones grant by `kind`.
       apps: None is every app. A phone has exactly one.
@@ -85,3 +85,7 @@ class Principal:
         if named not in known:
             raise Problem(404, "no such app", f"No app {named[:128]!r} is configured here.", field="app")
         return named
+
+
+CONTROL = Principal("control", "control", frozenset(SCOPES), key_id="control")
+"""Whoever may open the control socket, or the file itself: may do everything."""

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-import logging
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, final
 
+import msgspec
+import structlog
 import trio
 
-from fastpush.gateway.auth import Authenticator, Principal, enrolments
+from fastpush.gateway.auth import Authenticator, Principal
 from fastpush.gateway.auth import schema as auth_schema
 from fastpush.gateway.auth.checks import checked_app, checked_name, checked_tags, checked_user
-from fastpush.gateway.devices import schema
+from fastpush.gateway.devices import changes, schema
 from fastpush.gateway.devices.audiences import count_of, page_of
 from fastpush.gateway.devices.values import (
     Device,
@@ -30,20 +32,20 @@ from fastpush.gateway.devices.values import (
 from fastpush.gateway.devices.verdicts import Judge
 from fastpush.gateway.outbox import Audience
 from fastpush.gateway.problems import Problem
-from fastpush.gateway.storage import Storage, StorageBroken, StorageError, pour
+from fastpush.gateway.storage import Storage, StorageBroken, StorageError
 
 __all__ = ["Devices", "open_devices"]
 
-logger = logging.getLogger(__name__)
+logger = structlog.get_logger("fastpush.gateway.devices")
 
 ALL = Audience()
 LETTERS: dict[str, str] = {"production": "p", "development": "d"}
 ENVIRONMENTS: dict[str, Environment] = {"p": "production", "d": "development"}
 MAX_LOCALE = 35  # RFC 5646 §4.4.1
+TRIM_EVERY = 60.0  # seconds
 WRITE_EVERY = 0.2  # seconds in which verdicts gather
+ASK_AT_ONCE = 256  # device tokens in one statement
 WRITE_AT_ONCE = 500  # in one commit
-KEEP_DEAD = 30 * 86_400_000  # milliseconds
-KEEP_EVENTS = 1_000_000
 
 _COLUMNS = "lower(hex(token)), environment, user, tags, locale, registered_at, seen_at, dead_at, dead_reason"
 
@@ -78,6 +80,7 @@ class Devices:
         self._names: dict[int, str] = {}
         self._naming = trio.Lock()
         self._judge = Judge()
+        self._last_event = 0
         self._news = trio.Event()  # events were written
 
     def __repr__(self) -> str:
@@ -87,6 +90,7 @@ class Devices:
         rows = await self._storage.read(
             lambda connection: connection.execute("SELECT name, number FROM device_app").fetchall()
         )
+        self._last_event = await self._storage.read(changes.last_event)
         self._apps = dict(rows)
         self._names = {number: name for name, number in rows}
 
@@ -97,7 +101,7 @@ class Devices:
         checked_app(app)
         async with self._naming:
             if app not in self._apps:
-                number = await self._storage.write(partial(_add_app, name=app))
+                number = await self._storage.write(partial(changes.add_app, name=app))
                 self._apps[app] = number
                 self._names[number] = app
             return self._apps[app]
@@ -122,11 +126,22 @@ class Devices:
         now = self._milliseconds()
         if by is not None and by.kind == "device":
             touched = await self._storage.write(
-                partial(self._register_phone, app, number, registration, token, tags, by.key_id, now)
+                partial(
+                    changes.register_phone,
+                    app=app,
+                    number=number,
+                    enrolment_id=by.key_id,
+                    token=token,
+                    tags=tags,
+                    make_row=partial(self._row, number, registration, token, now, enrolment=by.key_id),
+                )
             )
         else:
-            await self._storage.insert([self._row(number, registration, token, tags, now)])
-            touched = await self._storage.read(partial(_enrolment_of, app=number, token=bytes.fromhex(token)))
+            row = self._row(number, registration, token, now, tags, registration.user, None)
+            await self._storage.insert([row])
+            octets = bytes.fromhex(token)
+            holder = await self._storage.read(partial(changes.enrolment_of, app=number, token=octets))
+            touched = [] if holder is None else [holder]
         if self._keys is not None:
             for enrolment_id in touched:
                 self._keys.forget(enrolment_id)
@@ -140,81 +155,59 @@ class Devices:
         app: int,
         registration: Registration,
         token: str,
+        at: int,
         tags: tuple[str, ...] | None,
-        now: int,
+        user: str | None,
+        before: str | None,
         *,
-        user: str | None = None,
         enrolment: str | None = None,
-        before: str | None = None,
     ) -> tuple[Any, ...]:
         """A row of the funnel. Raises Problem: 422."""
-        if user is None and registration.user is not None:
-            user = checked_user(registration.user)
         locale = registration.locale
         return (
-            self._kind, app, bytes.fromhex(token), LETTERS[registration.environment], user,
+            self._kind, app, bytes.fromhex(token), LETTERS[registration.environment],
+            None if user is None else checked_user(user),
             None if tags is None else json.dumps(["", *tags], ensure_ascii=False),
-            checked_name(locale, "locale", MAX_LOCALE) if locale else locale, now, enrolment,
-            None if before is None else bytes.fromhex(before),
+            checked_name(locale, "locale", MAX_LOCALE) if locale else locale, at, enrolment,
+            None if before is None else bytes.fromhex(before), self._milliseconds(),
         )  # fmt: skip
 
-    def _register_phone(
-        self,
-        app: str,
-        number: int,
-        registration: Registration,
-        token: str,
-        tags: tuple[str, ...] | None,
-        enrolment_id: str,
-        now: int,
-        connection: sqlite3.Connection,
-    ) -> list[str]:
-        """Register a phone by its own word, in the writing thread; returns the enrolments that changed."""
-        phone = enrolments.find(connection, enrolment_id)
-        if phone is None or phone.revoked_at is not None or phone.app != app:
-            raise Problem(403, "not allowed", "This device's secret is not for this app, or was revoked.")
-        octets = bytes.fromhex(token)
-        granted = set(json.loads(phone.tags))
-        if tags is not None and not granted.issuperset(tags):
-            refused = sorted(set(tags) - granted)[0]
-            raise Problem(
-                403, "not allowed", f"This device was not granted the tag {refused!r}.", field="tags"
-            )
-        holder = connection.execute(
-            "SELECT enrolment FROM device WHERE app = ? AND token = ?", (number, octets)
-        ).fetchone()
-        mine = holder is not None and holder[0] == enrolment_id
-        if holder is not None and not mine and phone.device_token is not None and holder[0] is not None:
-            raise Problem(
-                403,
-                "not allowed",
-                "Another device holds this device token. Enrol again, if it is this device's now.",
-            )
-        before = phone.device_token if phone.device_token not in (None, token) else None
-        if tags is None:
-            kept = connection.execute(
-                "SELECT tags FROM device WHERE app = ? AND token = ? AND enrolment = ?",
-                (number, octets if before is None else bytes.fromhex(before), enrolment_id),
-            ).fetchone()
-            tags = tuple(tag for tag in json.loads(kept[0] if kept else phone.tags) if tag and tag in granted)
-        row = self._row(
-            number, registration, token, tags, now, user=phone.user, enrolment=enrolment_id, before=before
-        )
-        pour(connection, [row])
-        touched = [enrolment_id]
-        if holder is not None and not mine and holder[0] is not None:
-            enrolments.hold(connection, holder[0], None)
-            touched.append(holder[0])
-        if phone.device_token != token:
-            enrolments.hold(connection, enrolment_id, token)
-        return touched
+    def open_batch(self, app: str) -> Batch:
+        """Registrations to be written together, for an import."""
+        return Batch(self, app)
 
-    async def remove(self, app: str, device_token: str) -> bool:
-        """Take a device out, with the secret of its phone; whether it was there."""
+    async def _write_batch(self, app: str, found: Sequence[tuple[Registration, int | None]]) -> None:
+        number, now = await self._number(app), self._milliseconds()
+        await self._storage.insert(
+            [
+                self._row(
+                    number,
+                    registration,
+                    registration.device_token,
+                    now if at is None else min(at, now),
+                    registration.tags,
+                    registration.user,
+                    None,
+                )
+                for registration, at in found
+            ]
+        )
+
+    async def remove(self, app: str, device_token: str, *, by: Principal | None = None) -> bool:
+        """Take a device out, with the secret of its phone; whether it was there.
+
+        Args:
+          by: for the audit log.
+        """
         token, number = checked_token(device_token), self._apps.get(app)
         if number is None:
             return False
-        change = partial(_remove, app=number, token=bytes.fromhex(token), now=self._clock())
+        audit = None
+        if by is not None and self._keys is not None:
+            audit = self._keys.log.row(by, "device.removed", app, shortened(token))
+        change = partial(
+            changes.remove, app=number, token=bytes.fromhex(token), now=self._clock(), audit=audit
+        )
         found, enrolment_id = await self._storage.write(change, essential=True)
         if enrolment_id is not None and self._keys is not None:
             self._keys.forget(enrolment_id)
@@ -255,24 +248,40 @@ class Devices:
             partial(page_of, app=number, audience=audience, after=bytes.fromhex(after), limit=limit)
         )
 
+    def apps(self) -> Sequence[str]:
+        """The apps that have had a device."""
+        return sorted(self._apps)
+
     async def list(
-        self, app: str, *, user: str | None = None, after: str = "", limit: int = 100
+        self,
+        app: str,
+        *,
+        user: str | None = None,
+        tag: str | None = None,
+        after: str = "",
+        limit: int = 100,
     ) -> Sequence[Device]:
-        """Devices in the order of their device tokens, the dead among them."""
+        """Devices in the order of their device tokens; dead ones are in no tag, but in all other lists."""
         number = self._apps.get(app)
         if number is None:
             return []
-        which, values = "", [number, bytes.fromhex(after)]
-        if user:
-            which = " AND user = ? AND user <> ''"
+        values: list[Any] = [number, bytes.fromhex(after)]
+        chosen = "device.app = ? AND device.token > ?"
+        if user is not None:
+            chosen += " AND user = ? AND user <> ''"
             values.append(user)
+        source = "device"
+        if tag is not None:
+            source = "audience JOIN device USING (app, token)"
+            chosen = chosen.replace("device.", "audience.") + " AND audience.tag = ?"
+            values.append(tag)
+        sql = (
+            f"SELECT json_group_array(json_array({_COLUMNS})) FROM (SELECT device.* FROM {source}"
+            f" WHERE {chosen} ORDER BY token LIMIT ?)"
+        )
 
         def query(connection: sqlite3.Connection) -> str:
-            (text,) = connection.execute(
-                f"SELECT json_group_array(json_array({_COLUMNS})) FROM (SELECT * FROM device"
-                f" WHERE app = ? AND token > ?{which} ORDER BY token LIMIT ?)",
-                (*values, limit),
-            ).fetchone()
+            (text,) = connection.execute(sql, (*values, limit)).fetchone()
             return text  # type: ignore[no-any-return]
 
         return [_device(app, columns) for columns in json.loads(await self._storage.read(query))]
@@ -298,13 +307,46 @@ class Devices:
         """Begin anew, after the cause was cured: a new credential, another topic, or somebody's word."""
         self._judge.close_breaker(app)
 
+    async def environments(self, app: str, device_tokens: Sequence[str]) -> dict[str, Environment]:
+        """The environments of those of these device tokens that are registered."""
+        number = self._apps.get(app)
+        if number is None:
+            return {}
+
+        keys = [bytes.fromhex(device_token) for device_token in device_tokens]
+
+        def query(connection: sqlite3.Connection) -> dict[str, Environment]:
+            found: dict[str, Environment] = {}
+            for first in range(0, len(keys), ASK_AT_ONCE):
+                part = keys[first : first + ASK_AT_ONCE]
+                (text,) = connection.execute(
+                    "SELECT json_group_object(lower(hex(token)), environment) FROM device"
+                    f" WHERE app = ? AND token IN ({', '.join('?' * ASK_AT_ONCE)})",
+                    (number, *part, *part[:1] * (ASK_AT_ONCE - len(part))),
+                ).fetchone()
+                found |= {token: ENVIRONMENTS[letter] for token, letter in json.loads(text).items()}
+            return found
+
+        return await self._storage.read(query)
+
     async def learn_environment(self, app: str, device_token: str, environment: Environment) -> None:
         """Keep what a push has shown: this device token is known in this environment."""
         number = self._apps.get(app)
         if number is not None:
-            key = number, bytes.fromhex(checked_token(device_token)), LETTERS[environment]
-            change = partial(_learn, app=key[0], token=key[1], letter=key[2], now=self._milliseconds())
+            change = partial(
+                changes.learn_environment,
+                app=number,
+                token=bytes.fromhex(checked_token(device_token)),
+                letter=LETTERS[environment],
+                refused_in="",
+                now=self._milliseconds(),
+            )
             await self._storage.write(change, essential=True)
+
+    async def wait_for_events(self, after: int) -> None:
+        """Return when there is an event behind the one with this id."""
+        while self._last_event <= after:
+            await self._news.wait()
 
     async def events(self, after: int = 0, limit: int = 100, app: str | None = None) -> Sequence[DeviceEvent]:
         """Device tokens found dead, behind the event with this id, oldest first."""
@@ -338,35 +380,47 @@ class Devices:
         )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Write what was reported; until cancelled, and then what is left."""
+        """Write what was reported, and take out what is too old; until cancelled, and then what is left."""
         task_status.started()
         try:
-            while True:
-                await self._judge.wait()
-                await trio.sleep(WRITE_EVERY)
-                await self.settle()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._keep_house)
+                while True:
+                    await self._judge.wait()
+                    await trio.sleep(WRITE_EVERY)
+                    await self.settle()
         finally:
             with trio.move_on_after(5.0, shield=True):
                 await self.settle()
+
+    async def _keep_house(self) -> None:
+        while True:
+            await trio.sleep(TRIM_EVERY)
+            with suppress(StorageError):  # which has told of itself
+                await self._storage.write(partial(changes.trim, now=self._milliseconds()), essential=True)
 
     async def settle(self) -> None:
         """Write now what was reported and is believed."""
         while due := self._judge.take(WRITE_AT_ONCE, trio.current_time()):
             numbered = [(self._apps[app], verdict) for app, verdict in due if app in self._apps]
             try:
-                dead = await self._storage.write(
-                    partial(_apply, verdicts=numbered, now=self._milliseconds()), essential=True
+                last = await self._storage.write(
+                    partial(changes.apply_verdicts, verdicts=numbered, now=self._milliseconds()),
+                    essential=True,
                 )
             except StorageBroken:
                 return
             except StorageError as error:
                 logger.warning(
-                    "%d verdicts on devices could not be written, and will be: %s", len(due), error
+                    "verdicts on devices could not be written, and will be",
+                    count=len(due),
+                    error=str(error),
                 )
                 self._judge.give_back(due)
                 await trio.sleep(1.0)
                 return
-            if dead:
+            if last:
+                self._last_event = last
                 self._news.set()
                 self._news = trio.Event()
 
@@ -397,93 +451,38 @@ def _uuid(digits: str) -> str | None:
     return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
 
 
-def _add_app(connection: sqlite3.Connection, name: str) -> int:
-    connection.execute("INSERT OR IGNORE INTO device_app (name) VALUES (?)", (name,))
-    (number,) = connection.execute("SELECT number FROM device_app WHERE name = ?", (name,)).fetchone()
-    return number  # type: ignore[no-any-return]
+@final
+class Batch:
+    """Registrations by a key that are written together; made by `Devices.open_batch`."""
 
+    def __init__(self, devices: Devices, app: str) -> None:
+        self._devices = devices
+        self._app = app
+        self._found: list[tuple[Registration, int | None]] = []
+        self.written = 0
 
-def _enrolment_of(connection: sqlite3.Connection, app: int, token: bytes) -> list[str]:
-    found = connection.execute(
-        "SELECT enrolment FROM device WHERE app = ? AND token = ? AND enrolment IS NOT NULL", (app, token)
-    ).fetchone()
-    return [] if found is None else list(found)
+    def __len__(self) -> int:
+        return len(self._found)
 
+    def add(self, registration: Registration, registered_at: float | None = None) -> None:
+        """Take one, to be written later.
 
-def _remove(connection: sqlite3.Connection, app: int, token: bytes, now: float) -> tuple[bool, str | None]:
-    found = connection.execute(
-        "SELECT enrolment FROM device WHERE app = ? AND token = ?", (app, token)
-    ).fetchone()
-    if found is None:
-        return False, None
-    _leave_audiences(connection, app, token)
-    connection.execute("DELETE FROM device WHERE app = ? AND token = ?", (app, token))
-    if found[0] is not None:
-        enrolments.revoke(connection, found[0], now)
-    return True, found[0]
+        Args:
+          registered_at: UNIX seconds; None is now, as is any time to come.
 
-
-def _leave_audiences(connection: sqlite3.Connection, app: int, token: bytes) -> None:
-    connection.execute(
-        "DELETE FROM audience WHERE app = ?1 AND token = ?2 AND tag IN (SELECT value FROM device,"
-        " json_each(device.tags) WHERE device.app = ?1 AND device.token = ?2)",
-        (app, token),
-    )
-
-
-def _learn(connection: sqlite3.Connection, app: int, token: bytes, letter: str, now: int) -> None:
-    connection.execute(
-        "UPDATE device SET environment = ?3, environment_at = ?4, refused_in = ''"
-        " WHERE app = ?1 AND token = ?2",
-        (app, token, letter, now),
-    )
-    connection.execute(
-        "UPDATE audience SET environment = ?3 WHERE app = ?1 AND token = ?2 AND tag IN"
-        " (SELECT value FROM device, json_each(device.tags) WHERE device.app = ?1 AND device.token = ?2)",
-        (app, token, letter),
-    )
-
-
-def _apply(connection: sqlite3.Connection, verdicts: Iterable[tuple[int, Verdict]], now: int) -> list[str]:
-    """Let what APNs said take its effect, where no registration came after it; returns who is dead."""
-    dead = []
-    for app, verdict in verdicts:
-        token = bytes.fromhex(verdict.device_token)
-        known = connection.execute(
-            "SELECT environment, environment_at, user, refused_in, registered_at FROM device"
-            " WHERE app = ? AND token = ? AND dead_at IS NULL",
-            (app, token),
-        ).fetchone()
-        if known is None:
-            continue
-        environment, environment_at, user, refused_in, registered_at = known
-        sent_at = int(verdict.sent_at * 1_000)
-        if registered_at > (verdict.unregistered_at if verdict.unregistered_at is not None else sent_at):
-            continue  # it was registered after that, and so it lives
-        if verdict.reason == "BadDeviceToken" and not verdict.certain:
-            if sent_at < environment_at:
-                continue  # it went to the other environment
-            if environment not in refused_in:
-                refused_in += environment
-            other = "d" if environment == "p" else "p"
-            if other not in refused_in:
-                _learn(connection, app, token, other, now)
-                connection.execute(
-                    "UPDATE device SET refused_in = ? WHERE app = ? AND token = ?", (refused_in, app, token)
-                )
-                continue
-        _leave_audiences(connection, app, token)
-        connection.execute(
-            "UPDATE device SET dead_at = ?, dead_reason = ? WHERE app = ? AND token = ?",
-            (now, verdict.reason, app, token),
+        Raises:
+          Problem: 422, with the field.
+        """
+        checked = msgspec.structs.replace(
+            registration,
+            device_token=checked_token(registration.device_token),
+            tags=None if registration.tags is None else checked_tags(registration.tags),
         )
-        connection.execute(
-            "INSERT INTO device_event (app, at, token, environment, user, status, reason, unregistered_at,"
-            " sent_at, apns_id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                app, now, token, environment, user, verdict.status, verdict.reason, verdict.unregistered_at,
-                sent_at, verdict.apns_id,
-            ),
-        )  # fmt: skip
-        dead.append(shortened(verdict.device_token))
-    return dead
+        self._found.append((checked, None if registered_at is None else int(registered_at * 1_000)))
+
+    async def write(self) -> None:
+        """Write those that were added since the last time; they are durable on return."""
+        found, self._found = self._found, []
+        if found:
+            await self._devices._write_batch(self._app, found)
+            self.written += len(found)

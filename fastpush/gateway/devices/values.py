@@ -48,7 +48,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
       registered_at: the last time; what APNs said of the device token before that no longer counts.
-      seen_at: the last time it was registered or asked for itself.
+      seen_at: when that was said: later than `registered_at` for one that was imported.
       dead_at, dead_reason: since when nothing is sent to it, in APNs' word. Registering it again revives it.
     """
 

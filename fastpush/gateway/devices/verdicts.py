@@ -11,19 +11,19 @@ minute has gone by, and the breaker did not open. A 410 is about the device toke
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import repeat
 from typing import Any, final
 
+import structlog
 import trio
 
 from fastpush.gateway.devices.values import Verdict
 
 __all__ = ["Judge"]
 
-logger = logging.getLogger(__name__)
+logger = structlog.get_logger("fastpush.gateway.devices")
 
 WINDOW = 200
 """Answers."""
@@ -104,7 +104,7 @@ class Judge:
                 self._due.append((name, verdict))
                 self._count += 1
         if app.open is not None and app.bad <= CLOSES_AT * len(app.answers) and len(app.answers) == WINDOW:
-            logger.warning("%s: APNs accepts again; its devices are judged as before", name)
+            logger.warning("APNs accepts again; devices are judged as before", app=name)
             app.open = None
         if self._count > before or app.doubtful:
             self._changed.set()
@@ -121,7 +121,7 @@ class Judge:
             kept = [due for due in self._due if due[0] != name]
             self._count -= len(self._due) - len(kept)
             self._due = deque(kept)
-            logger.error("%s: %s", name, app.open)
+            logger.error("the breaker of an app's devices has opened", app=name, reason=app.open)
 
     def breaker(self, name: str) -> str | None:
         app = self._apps.get(name)
