@@ -48,6 +48,7 @@ from fastpush.gateway.alarm_table import (
 )
 from fastpush.gateway.alarms import LOUD, AlarmRow, Verdict, acknowledge, judge
 from fastpush.gateway.banners import Banner, Look, acknowledged_banner, banner
+from fastpush.gateway.notices import is_echo
 from fastpush.gateway.outbox import Audience, Entry, Outbox, OutboxBusy
 from fastpush.gateway.routes import Routes, address
 from fastpush.gateway.sources import Event, Severity, alarm_digest, alarm_key
@@ -95,7 +96,7 @@ class AlarmLimits(msgspec.Struct, frozen=True, kw_only=True):
     history_octets: int = 256 << 20
     unreadable: int = 1_000
     cached_octets: int = 8 << 20
-    patience: float = 20.0
+    patience: float = 10.0
     reach_after: float = 30.0
 
 
@@ -318,6 +319,10 @@ class Alarms:
 
     async def _judge(self, event: Event, row: AlarmRow | None, now: float) -> _Step:
         after, _, rule = judge(row, event, now)
+        opens = row is None or after.generation != row.generation
+        if is_echo(event):  # ours: whoever it concerns has been told, and another push would raise another
+            told = self._told(event, after, rule)
+            return _Step(after, msgspec.structs.replace(told, quirks=(*told.quirks, "echo")), None, opens)
         addressed = address(self.routes, after, rule)
         unrouted: Literal["", "no route", "no device"] = "no route" if addressed.unrouted else ""
         after, tags = addressed.row, addressed.tags
@@ -325,13 +330,23 @@ class Alarms:
             unrouted = "no device"
             tags = tuple(dict.fromkeys((*tags, self.routes.admin_tag)))
             after = msgspec.structs.replace(after, tags=tags)
-        told = Told(
-            rule=rule, severity=after.severity, generation=after.generation, source_at=event.at,
-            time_text=event.time_text, message=event.message, raw=event.raw, quirks=event.quirks,
-            routes=addressed.routes, tags=tags, unrouted=unrouted,
-        )  # fmt: skip
-        opens = row is None or after.generation != row.generation
+        told = msgspec.structs.replace(
+            self._told(event, after, rule), routes=addressed.routes, tags=tags, unrouted=unrouted
+        )
         return _Step(after, told, banner(after, rule, now, look=self.look), opens)
+
+    @staticmethod
+    def _told(event: Event, after: AlarmRow, rule: str) -> Told:
+        return Told(
+            rule=rule,
+            severity=after.severity,
+            generation=after.generation,
+            source_at=event.at,
+            time_text=event.time_text,
+            message=event.message,
+            raw=event.raw,
+            quirks=event.quirks,
+        )
 
     async def _acknowledge(
         self,

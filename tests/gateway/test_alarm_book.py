@@ -301,6 +301,21 @@ async def test_a_registry_that_fails_holds_no_alarm_up(tmp_path) -> None:
         assert not (await book.alarms.record(event("trouble"))).unrouted
 
 
+async def test_our_own_alarm_in_opmanager_comes_back_and_is_pushed_to_nobody(tmp_path) -> None:
+    """The watchdog raised it and told whom it concerns; a push of it might raise the next."""
+    async with opened(tmp_path / "gateway.db") as book:
+        for word in ("attention", "critical", "clear", "critical"):
+            recorded = await book.alarms.record(event(word, "apns-cert-com.example.app"))
+            assert (recorded.push, recorded.unrouted, recorded.row.tags) == (0, "", ())
+        history = await book.alarms.get(recorded.id)
+        assert [told.rule for _, _, told in history.verdicts][::-1] == [
+            "first.new", "escalated.rank", "clear.open", "first.reopened",
+        ]  # fmt: skip
+        assert {told.quirks for _, _, told in history.verdicts} == {("echo",)}
+        assert await book.pushes() == []
+        assert book.count("net", "duty", "admin") == 0
+
+
 # What is shown, and forgotten.
 
 
