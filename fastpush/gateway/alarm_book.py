@@ -460,7 +460,7 @@ class Alarms:
                 *step.rows,
             ]  # fmt: skip
 
-        if shown is None:
+        if shown is None or not told.tags:  # an audience without tags would be all devices
             await self._storage.insert(rows(0))
             return 0
         entry = Entry(

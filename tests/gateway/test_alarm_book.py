@@ -316,6 +316,17 @@ async def test_our_own_alarm_in_opmanager_comes_back_and_is_pushed_to_nobody(tmp
         assert book.count("net", "duty", "admin") == 0
 
 
+async def test_an_alarm_that_nobody_was_told_of_is_not_pushed_to_everybody(tmp_path) -> None:
+    """The end of an echo may not look like one, and somebody may take it."""
+    async with opened(tmp_path / "gateway.db") as book:
+        ours = event("critical", "", alarm_id="7", message="fastpush: the certificate ends in 3 days")
+        name = (await book.alarms.record(ours)).id
+        assert (await book.alarms.acknowledge(name, "jo")).row.acknowledged_by == "jo"
+        ended = await book.alarms.record(event("clear", "", alarm_id="7", message="cleared by hand"))
+        assert (ended.rule, ended.push) == ("clear.open", 0)
+        assert await book.pushes() == []
+
+
 # What is shown, and forgotten.
 
 

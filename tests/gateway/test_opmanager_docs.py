@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 from urllib.parse import quote_plus
 
+import orjson
 import pytest
+import trio
 
+from fastpush.gateway.alarm_book import AlarmLimits
+from fastpush.gateway.alarms import RULES
+from fastpush.gateway.api.opmanager import MAX_DRAINED_OCTETS, WebhookAnswer
 from fastpush.gateway.banners import STYLES
-from fastpush.gateway.sources.bodies import normalized
+from fastpush.gateway.sources.bodies import MAX_BODY_OCTETS, normalized
 from fastpush.gateway.sources.opmanager import _ALIASES, OPMANAGER_NUMBERS, parse
+from tests.gateway.alarm_house import alarm_house
 
 PAGE = (Path(__file__).parent.parent.parent / "docs/opmanager.md").read_text()
 TEMPLATE = re.search(r"```json\n(.*?)```", PAGE, re.DOTALL)[1]
-COMMANDS = re.findall(r"```sh\n(curl .*?)```", PAGE, re.DOTALL)
+ANSWER = re.search(r"```json\n(\{\"status\".*?)```", PAGE, re.DOTALL)[1]
+CURLS = re.findall(r"```sh\n(curl .*?)```", PAGE, re.DOTALL)
+COMMANDS = [command for command in CURLS if "/v1/opmanager" in command]
 
 
 def sent(command: str) -> tuple[bytes, str]:
@@ -55,6 +66,58 @@ def test_there_is_a_command_for_each_kind_of_body() -> None:
     assert {parse(*sent(command)).severity for command in COMMANDS} == {
         "critical", "trouble", "attention", "service_down", "clear",
     }  # fmt: skip
+
+
+def shell(command: str, **environment: str) -> dict:
+    """What a command of the page prints, run as it stands."""
+    done = subprocess.run(
+        ["sh", "-c", command.replace("curl ", "curl -sS --fail-with-body ", 1)],
+        env={"PATH": os.environ["PATH"]} | environment, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode() + done.stdout.decode()
+    return orjson.loads(done.stdout)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+async def test_the_commands_do_what_the_page_says(tmp_path) -> None:
+    """One after the other, as a reader would: an alarm that gets worse and better, is shown, and taken."""
+    async with alarm_house(tmp_path) as house:
+        environment = {"FASTPUSH": str(house.client.base_url).rstrip("/"), "FASTPUSH_KEY": house.key}
+
+        async def run(command: str, **more: str) -> dict:
+            return await trio.to_thread.run_sync(lambda: shell(command, **environment, **more))
+
+        answers = [await run(command) for command in COMMANDS]
+        assert [answer["rule"] for answer in answers] == [
+            "first.new", "lowered.rank", "lowered.rank", "escalated.rank", "clear.open",
+        ]  # fmt: skip
+        assert set(answers[0]) == set(orjson.loads(ANSWER))
+        again = await run(COMMANDS[0])
+        shown, taken = (command for command in CURLS if command not in COMMANDS)
+        (alarm,) = (await run(shown))["alarms"]
+        assert (alarm["id"], alarm["generation"]) == (again["id"], 2)
+        taken = taken.replace('"generation":1', '"generation":2')
+        assert (await run(taken, ALARM=alarm["id"]))["acknowledged_by"] == "opmanager"
+        assert len(await house.pushes()) == 7
+
+
+def test_the_rules_and_the_answer_s_members_are_those_of_the_code() -> None:
+    rules = re.findall(r"^\| [^|]+ \| `([a-z_.]+)` \| [^|]+ \|$", PAGE, re.MULTILINE)
+    assert set(rules) == {*RULES, "acknowledged"}
+    assert len(rules) == len(RULES) + 1
+    table = PAGE[PAGE.index("| Member | |") :].split("\n\n")[0]
+    members = set(re.findall(r"`([a-z]+)`", " ".join(row.split("|")[1] for row in table.splitlines()[2:])))
+    assert members | {"status"} == set(WebhookAnswer.__struct_fields__)
+
+
+def test_the_limits_are_those_of_the_code() -> None:
+    limits = AlarmLimits()
+    kept = f"{limits.history_after / 86_400:.0f} days, and {limits.history_octets >> 20} MiB"
+    assert f"Verdicts are kept for {kept}" in PAGE
+    assert f"last {limits.unreadable:,} unreadable posts" in PAGE
+    assert f"for {limits.patience:.0f} seconds there was no room" in PAGE
+    assert f"a body of more than {MAX_DRAINED_OCTETS >> 20} MiB" in PAGE
+    assert f"between {MAX_BODY_OCTETS >> 10} KiB and" in PAGE
 
 
 def test_the_template_has_only_names_that_are_read_and_its_message_last() -> None:
