@@ -114,7 +114,11 @@ cdef tuple texts(str field, object value):
         return None
     if not isinstance(value, (list, tuple)):
         raise invalid(field, f"must be a list or tuple of str; this is {type(value).__name__}")
-    return tuple([text_of(f"{field}[{place}]", item) for place, item in enumerate(value)])
+    kept = tuple(value)
+    for item in kept:
+        if not PyUnicode_CheckExact(item) or PyUnicode_IS_ASCII(item) == 0:
+            return tuple([text_of(f"{field}[{place}]", item) for place, item in enumerate(kept)])
+    return kept
 
 
 cdef str text_of(str field, object value):
@@ -577,6 +581,7 @@ cdef class Payload:
         """The custom keys, as a new dict each time; None where there are none, and for raw JSON."""
         return None if self.data_at == -1 else loads(b"{" + self.encoded[self.data_at:])
 
+    @cython.binding(False)      # a plain method is called without a detour
     def encode(self):
         """The JSON body as bytes, written when the payload was made; the same object at every call."""
         return self.encoded
@@ -717,9 +722,9 @@ cdef PyObject *make_alert(PyObject *kind, PyObject **args, size_t nargsf, PyObje
             name = ALERT_FIELDS[place]
             if alert.rare is None:
                 alert.rare = {}
-            if name == "summary_arg_count":
+            if place == 12:                                     # summary_arg_count
                 alert.rare[name] = whole_number(name, <object>values[place])
-            elif name.endswith("_args"):
+            elif place == 5 or place == 7 or place == 9:        # the lists of texts
                 alert.rare[name] = texts(name, <object>values[place])
             else:
                 alert.rare[name] = text(name, <object>values[place])

@@ -127,6 +127,37 @@ cdef extern from *:
         return length + 3;
     }
 
+    /* Custom keys as they were last written, found by the address of the name. Names in a program's text are
+       interned, the same object at each call; no others are kept. */
+    enum { KNOWN_KEYS = 64 };
+    static struct {
+        PyObject *name;
+        Key key;
+    } KNOWN[KNOWN_KEYS];
+
+    #define PLACE_OF(name) (((uintptr_t)(name) >> 4) % KNOWN_KEYS)
+
+    /* Write `"name":` if it is known, SHORT octets at most; returns how many. */
+    static inline Py_ssize_t put_known(uint8_t *out, PyObject *name)
+    {
+        if (KNOWN[PLACE_OF(name)].name != name)
+            return 0;
+        memcpy(out, KNOWN[PLACE_OF(name)].key.octets, 32);
+        return KNOWN[PLACE_OF(name)].key.length;
+    }
+
+    static inline void remember(PyObject *name, const uint8_t *written, Py_ssize_t length)
+    {
+        PyObject *before = KNOWN[PLACE_OF(name)].name;
+        if (length > 32 || !PyUnicode_CHECK_INTERNED(name))
+            return;
+        Py_INCREF(name);
+        KNOWN[PLACE_OF(name)].name = name;
+        memcpy(KNOWN[PLACE_OF(name)].key.octets, written, (size_t)length);
+        KNOWN[PLACE_OF(name)].key.length = length;
+        Py_XDECREF(before);
+    }
+
     /* The one key that custom keys may not have. */
     static inline int is_aps(PyObject *key)
     {
@@ -155,6 +186,8 @@ cdef extern from *:
     bint put_fewer(uint8_t *out, const uint8_t *text, Py_ssize_t length) noexcept nogil
     enum: SHORT
     Py_ssize_t put_short(uint8_t *out, PyObject *text, uint8_t mark) noexcept nogil
+    Py_ssize_t put_known(uint8_t *out, PyObject *name) noexcept nogil
+    void remember(PyObject *name, const uint8_t *written, Py_ssize_t length) noexcept
     bint is_aps(PyObject *key) noexcept nogil
     const char *HEX_DIGITS
     const char *PAIRS
@@ -522,9 +555,14 @@ cdef inline bint write_members(Buffer *out, PyObject *members, int depth) except
     buffer_reserve(out, 2 * SHORT)
     at = out.octets + out.length
     while PyDict_Next(members, &place, &key, &value):
-        if depth == 1 and is_aps(key):
-            return False
-        length = put_short(at, key, c':')
+        length = put_known(at, key)
+        if length == 0:
+            length = put_short(at, key, c':')
+            if is_aps(key):
+                if depth == 1:
+                    return False
+            elif length != 0:
+                remember(key, at, length)       # so what is known is not `aps`
         at += length
         if length == 0:
             out.length = at - out.octets

@@ -12,6 +12,7 @@ import math
 import os
 import random
 import struct
+import sys
 
 import orjson
 import pytest
@@ -365,7 +366,19 @@ def test_the_key_aps_is_refused_in_every_kind_of_dict():
     for data in ({"aps": 1}, {"x": 1, "aps": {}}, {"aps": 1.5}, Members(aps=1)):
         with pytest.raises(InvalidNotification, match="aps"):
             Payload(data=data)
-    assert Payload(data={"aps2": 1, "x": {"aps": 1}}).data == {"aps2": 1, "x": {"aps": 1}}
+    for _ in range(2):
+        assert Payload(data={"aps2": 1, "x": {"aps": 1}}).data == {"aps2": 1, "x": {"aps": 1}}
+        with pytest.raises(InvalidNotification, match="aps"):  # although it was a good key one level below
+            Payload(data={"aps": 1})
+
+
+def test_keys_that_are_written_again_and_again():
+    """The writer keeps 64 names of a program's text; these are more, and take each other's places."""
+    names = [sys.intern(f"key_{number}" + '"' * (number % 3 == 0)) for number in range(500)]
+    names += [sys.intern("k" * length) for length in range(40)]
+    draw = random.Random(SEED)
+    for _ in range(300):
+        same_as_orjson(dict.fromkeys(draw.sample(names, 20), "core"))
 
 
 def test_a_payload_made_while_another_asks_the_callers_code():
