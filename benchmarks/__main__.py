@@ -17,6 +17,7 @@ from benchmarks.servers import NotInstalled
 NAMES = {
     "micro": "nanoseconds of the parts: values, JSON, the HTTP/2 engine; no sockets",
     "instructions": "machine instructions of the parts, counted by callgrind; steady on a busy machine",
+    "encode": "from an alarm to its JSON, beside orjson, msgspec and json",
     "outbox": "the gateway's outbox: rows and commits a second, with the trio thread busy too",
     "send": "CPU, rate and memory of a push, beside h2load and the peers, on haproxy",
     "sign": "the provider token: out of the cache, and signed anew",
@@ -24,7 +25,7 @@ NAMES = {
     "simulator": "the simulated APNs: requests a second on one processor",
     "scale": "CPU, memory and system calls from 10,000 to ten million pushes, over 1 to 16 connections",
 }
-USUAL = ("micro", "sign", "send", "latency", "scale", "simulator")
+USUAL = ("micro", "encode", "sign", "send", "latency", "scale", "simulator")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

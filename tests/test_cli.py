@@ -488,6 +488,36 @@ def test_a_profile_that_there_is_not_is_told() -> None:
     assert (done.returncode, "earthquake" in done.stderr, "goaway-graceful" in done.stderr) == (2, True, True)
 
 
+# The benchmarks.
+
+
+def test_what_stands_behind_bench_goes_to_the_benchmarks(tmp_path: Path) -> None:
+    (tmp_path / "benchmarks.py").write_text("raise SystemExit('not this one')")
+    done = subprocess.run(
+        [*FASTPUSH, "bench", "--json", "send", "--help"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "usage: python -m benchmarks send" in done.stdout
+    assert "--rounds" in done.stdout
+    wrong = fastpush("bench", "nosuch")
+    assert (wrong.returncode, "nosuch" in wrong.stderr) == (2, True)
+
+
+def test_outside_of_a_checkout_bench_says_that_it_needs_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["fastpush.cli.bench"], "ROOT", tmp_path)
+    done = CliRunner().invoke(main, ["bench", "send"])
+    assert done.exit_code == 2
+    assert "in a checkout run: make bench" in done.output
+    assert "Traceback" not in done.output
+
+
 # Lines, without a process.
 
 

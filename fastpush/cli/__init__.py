@@ -1,4 +1,4 @@
-"""The command line: `fastpush send`, `serve`, `doctor`, `simulate`.
+"""The command line: `fastpush send`, `serve`, `doctor`, `simulate`, `bench`.
 
 Exit codes: 0 done, 1 something was rejected or failed, 2 used wrongly, 130 ended by Ctrl-C.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import click
 
+from fastpush.cli.bench import bench
 from fastpush.cli.doctor import doctor
 from fastpush.cli.running import show_warnings
 from fastpush.cli.send import send
@@ -49,6 +50,7 @@ def main(context: click.Context) -> None:
         show_warnings()
 
 
+main.add_command(bench)
 main.add_command(doctor)
 main.add_command(send)
 main.add_command(serve)
