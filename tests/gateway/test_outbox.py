@@ -1,6 +1,8 @@
 """The outbox: what is accepted is there until it has its one end, whoever dies meanwhile."""
 
 import hashlib
+import sqlite3
+import threading
 
 import msgspec
 import pytest
@@ -17,10 +19,11 @@ from fastpush.gateway.outbox import (
     IdempotencyConflict,
     OutboxBusy,
     Retry,
+    Waiting,
 )
 from fastpush.gateway.outbox.packing import pack_entries, unpack_entries
 from fastpush.gateway.outbox.sqlite import Keep, OutboxLimits, open_outbox
-from fastpush.gateway.storage import Limits, StorageFull, open_storage
+from fastpush.gateway.storage import Limits, StorageFull, StorageUnknown, open_storage
 
 ROOMY = Limits(low_water_octets=0, low_water_share=0.0, reserve_octets=4_096)
 PATIENT = OutboxLimits(pending_after=60.0)
@@ -46,7 +49,11 @@ class Life:
     async def __aenter__(self):
         self._storage = open_storage(self.path, ROOMY)
         self.storage = await self._storage.__aenter__()
-        self.outbox = await open_outbox(self.storage, **self.settings)
+        try:
+            self.outbox = await open_outbox(self.storage, **self.settings)
+        except BaseException:
+            await self._storage.__aexit__(None, None, None)
+            raise
         return self.outbox
 
     async def __aexit__(self, *error):
@@ -205,6 +212,18 @@ async def test_a_parked_notification_comes_back_when_it_is_due_also_after_a_rest
         assert (await outbox.find_batch(claim.batch)).outcomes == {"accepted": 2, "failed": 1}
 
 
+async def test_a_retry_read_in_the_very_millisecond_it_is_due_is_handed_out_once(life):
+    async with life as outbox:
+        await outbox.accept(APP, entries(2))
+        one, two = await outbox.claim(APP, 2)
+        now = life.clock.now
+        await outbox.settle([], [Retry(one.batch, 0, now + 5, 1, now), Retry(two.batch, 1, now + 6, 1, now)])
+        life.clock.now += 5
+        assert [claim.index for claim in await outbox.claim(APP, 9)] == [0]
+        life.clock.now += 1
+        assert [claim.index for claim in await outbox.claim(APP, 9)] == [1]
+
+
 async def trio_later(life, outbox):
     life.clock.now += 1
     return await outbox.claim(APP, 3)
@@ -266,6 +285,89 @@ async def test_two_that_settle_the_rest_of_a_batch_at_once_finish_it(life):
         await outbox.settle(ends(await outbox.claim(APP, 1)))
         rows = await life.storage.read(lambda c: c.execute("SELECT count(*) FROM waiting").fetchone())
         assert rows == (0,)
+
+
+async def test_a_retry_that_is_due_does_not_hide_the_rest_of_its_batch(life):
+    async with life as outbox:
+        await outbox.accept(APP, entries(4))
+        claims = await outbox.claim(APP, 2)
+        await outbox.settle(ends(claims[:1]), [Retry(claims[1].batch, 1, life.clock() + 5, 1, life.clock())])
+    life.clock.now += 6
+    async with life as outbox:
+        claims = await outbox.claim(APP, 9)
+        assert [claim.index for claim in claims] == [1, 2, 3]
+        assert outbox.waiting()[APP].count == 3
+        await outbox.settle(ends(claims))
+        assert outbox.waiting()[APP].count == 0
+    async with life as outbox:
+        assert outbox.waiting()[APP].count == 0
+
+
+@pytest.mark.parametrize("lives", [60, pytest.param(3_000, marks=[pytest.mark.slow, pytest.mark.night])])
+async def test_what_waits_is_counted_rightly_over_many_lives(life, lives, seed):
+    """The count gates acceptance: were it to drift upward, nothing would be accepted for ever."""
+    life.settings["limits"] = OutboxLimits(ready_entries=10, pending_after=60.0)
+    waiting = {}  # batch and index to the due time, 0 for none
+    for _ in range(lives):
+        claimed = {}
+        async with life as outbox:
+            for _ in range(seed.randint(1, 12)):
+                match seed.choice(
+                    ["accept", "accept", "claim", "claim", "settle", "settle", "wait", "drain"]
+                ):
+                    case "accept":
+                        count = seed.randint(1, 12)
+                        taken = await outbox.accept(APP, entries(count), also=seed.choice([None, len_of]))
+                        waiting |= {(taken.batch, index): 0.0 for index in range(count)}
+                    case "claim":
+                        for claim in await outbox.claim(APP, seed.randint(1, 15)):
+                            assert (claim.batch, claim.index) not in claimed
+                            assert waiting[claim.batch, claim.index] < life.clock.now + 0.001
+                            claimed[claim.batch, claim.index] = claim
+                    case "settle":
+                        some = [claim for claim in claimed.values() if seed.random() < 0.7]
+                        later = [claim for claim in some if seed.random() < 0.3]
+                        due = life.clock.now + seed.randint(-2, 10)
+                        await outbox.settle(
+                            ends([claim for claim in some if claim not in later]),
+                            [Retry(claim.batch, claim.index, due, 1, life.clock.now) for claim in later],
+                        )
+                        for claim in some:
+                            del claimed[claim.batch, claim.index]
+                            if claim in later:
+                                # A due time in the past is as soon as may be.
+                                waiting[claim.batch, claim.index] = due
+                            else:
+                                del waiting[claim.batch, claim.index]
+                    case "wait":
+                        life.clock.now += seed.uniform(0.0, 5.0)
+                    case "drain":
+                        life.clock.now += 0.005  # due times are milliseconds, and never the one just read
+                        while claims := await outbox.claim(APP, 7):
+                            claimed |= {(claim.batch, claim.index): claim for claim in claims}
+                        assert outbox.waiting().get(APP, NOTHING).count == len(waiting)
+                        ready = {name for name, due in waiting.items() if due < life.clock.now}
+                        assert ready <= claimed.keys()
+                assert outbox.waiting().get(APP, NOTHING).count >= len(waiting)
+        life.clock.now += seed.uniform(0.0, 5.0)
+    life.clock.now += 100
+    async with life as outbox:
+        while claims := await outbox.claim(APP, 50):
+            await outbox.settle(ends(claims))
+            for claim in claims:
+                del waiting[claim.batch, claim.index]
+        assert not waiting
+        assert outbox.waiting()[APP].count == 0
+    async with life as outbox:
+        rows = await life.storage.read(lambda c: c.execute("SELECT count(*) FROM waiting").fetchone())
+        assert (outbox.waiting()[APP].count, rows) == (0, (0,))
+
+
+NOTHING = Waiting(0, 0, None, False)
+
+
+def len_of(connection):
+    return connection.total_changes
 
 
 # Idempotency.
@@ -389,7 +491,7 @@ async def test_too_much_is_refused_and_high_priority_last(life):
     life.settings["limits"] = OutboxLimits(waiting_entries=10, pending_after=60.0)
     async with life as outbox:
         await outbox.accept(APP, entries(9))
-        with pytest.raises(OutboxBusy) as refused:
+        with pytest.raises(OutboxBusy, match="9 notifications wait") as refused:
             await outbox.accept(APP, entries(1))
         assert refused.value.retry_after == 30.0
         await outbox.accept(APP, entries(1, high=True))
@@ -397,6 +499,33 @@ async def test_too_much_is_refused_and_high_priority_last(life):
             await outbox.accept(APP, entries(1, high=True))
         await outbox.settle(ends(await outbox.claim(APP, 10)))
         await outbox.accept(APP, entries(1))
+
+
+async def test_an_apps_own_limit_keeps_no_other_out(life):
+    async with life as outbox:
+        outbox.max_waiting[APP] = 10
+        await outbox.accept(APP, entries(8))
+        await outbox.accept_fanout(APP, Audience(), Entry(None, b"{}"))
+        with pytest.raises(OutboxBusy, match=r"8 notifications of com\.example\.app wait"):
+            await outbox.accept(APP, entries(1))
+        with pytest.raises(OutboxBusy):
+            await outbox.accept_fanout(APP, Audience(), Entry(None, b"{}"))
+        await outbox.accept(APP, entries(1, high=True))
+        with pytest.raises(OutboxBusy):
+            await outbox.accept(APP, entries(1, high=True))
+        await outbox.accept("com.example.other", entries(1))
+        outbox.max_waiting[APP] = 20
+        await outbox.accept(APP, entries(1))
+
+
+async def test_fan_outs_have_a_limit(life):
+    life.settings["limits"] = OutboxLimits(fanouts=10, pending_after=60.0)
+    async with life as outbox:
+        for _ in range(9):
+            await outbox.accept_fanout(APP, Audience(), Entry(None, b"{}"))
+        with pytest.raises(OutboxBusy, match="9 fan-outs wait"):
+            await outbox.accept_fanout(APP, Audience(), Entry(None, b"{}"))
+        await outbox.accept_fanout(APP, Audience(), Entry(None, b"{}", high=True))
 
 
 @pytest.mark.parametrize("count", [0, MAX_BATCH_ENTRIES + 1])
@@ -474,6 +603,90 @@ async def test_a_page_that_must_not_be_sent_twice_is_unknown_after_a_crash(life)
         assert (await outbox.find_batch(fanout.id)).outcomes == {"accepted": 500, "unknown": 300}
 
 
+async def test_a_page_and_its_retries_recorded_twice_are_recorded_once(life):
+    async with life as outbox:
+        acceptance = await outbox.accept_fanout(APP, Audience(), Entry(None, b"{}"))
+        number = acceptance.batch
+        rejected = End(number, -1, "rejected", life.clock(), 410, "Unregistered", 1, "b")
+        parked = Retry(number, -1, life.clock() + 5, 1, life.clock(), 503, "Shutdown", "c")
+        for _ in range(2):
+            await outbox.settle_page(number, "d", accepted=2, ends=[rejected], retries=[parked])
+        for _ in range(2):
+            await outbox.settle_page(number, "e", accepted=1, ends=[], retries=[], last=True)
+        assert outbox.waiting()[APP].fanouts == 1
+        life.clock.now += 6
+        (claim,) = await outbox.claim(APP, 5)
+        again = Retry(number, -1, life.clock() + 5, 2, life.clock(), 503, "Shutdown", "c")
+        for _ in range(2):
+            await outbox.settle([], [again])
+        life.clock.now += 6
+        (claim,) = await outbox.claim(APP, 5)
+        end = End(number, -1, "accepted", life.clock(), 200, "", 3, claim.entry.device_token)
+        for _ in range(2):
+            await outbox.settle([end])
+        assert outbox.waiting()[APP].fanouts == 0
+        found = await outbox.find_batch(number)
+        assert (found.count, found.waiting, found.outcomes) == (5, 0, {"accepted": 4, "rejected": 1})
+    async with life as outbox:
+        assert await outbox.find_batch(number) == found
+        life.clock.now += 60
+        assert await outbox.claim(APP, 5) == []
+        assert outbox.waiting()[APP].fanouts == 0
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["not there", "there all the same"])
+@pytest.mark.parametrize("repeated", [False, True], ids=["left", "repeated"])
+@pytest.mark.parametrize("fanout", [False, True], ids=["batch", "fan-out"])
+async def test_what_was_refused_as_unknown_is_sent_if_it_is_there(life, stored, repeated, fanout):
+    """D7: a failed flush may leave what it reported as undone; see test_crash.py for real ones."""
+
+    async def accept(outbox):
+        if fanout:
+            return await outbox.accept_fanout(APP, Audience(), Entry(None, b"{}"), idempotency=named())
+        return await outbox.accept(APP, entries(2), idempotency=named())
+
+    async def sent(outbox):
+        fanouts = await outbox.claim_fanouts(APP)
+        claims = await outbox.claim(APP, 9)
+        return len(fanouts) if fanout else len(claims)
+
+    async with life as outbox:
+        await outbox.accept(APP, entries(1, 9))
+        await outbox.settle(ends(await outbox.claim(APP, 1)))
+        running, hold, rows = threading.Event(), threading.Event(), []
+
+        async def refused():
+            with pytest.raises(StorageUnknown):
+                await accept(outbox)
+
+        def fail(connection):
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+            raise error
+
+        async def failing():
+            with pytest.raises(StorageUnknown):
+                await life.storage.write(fail, essential=True)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(life.storage.write, lambda connection: running.set() or (hold.wait() and None))
+            await trio.to_thread.run_sync(running.wait)
+            nursery.start_soon(refused)
+            await trio.testing.wait_all_tasks_blocked()
+            rows += life.storage._pending[-1].rows
+            nursery.start_soon(failing)
+            await trio.testing.wait_all_tasks_blocked()
+            hold.set()
+        if stored:
+            await life.storage.insert(rows)
+        if repeated:
+            assert (await accept(outbox)).repeated is stored
+        await outbox.take_up_doubtful()  # as each second
+        count = 1 if fanout else 2
+        assert await sent(outbox) == (count if stored or repeated else 0)
+        assert outbox.waiting()[APP].count == (count if (stored or repeated) and not fanout else 0)
+
+
 # Commands.
 
 
@@ -513,6 +726,74 @@ async def test_a_purge_ends_all_that_waits(life):
         assert tokens(await outbox.claim(APP, 9)) == [99]
         assert tokens(await outbox.claim("com.example.other", 9)) == [0]
         assert (await outbox.find_batch(other.batch)).waiting == 1
+
+
+async def test_a_purge_beside_everything_else_ends_all_once(life, seed):
+    """What was accepted before it ends as purged or by its own end; what comes after it is sent."""
+    life.settings["limits"] = OutboxLimits(ready_entries=30, pending_after=60.0)
+    accepted, ended = set(), set()
+    async with life as outbox, trio.open_nursery() as nursery:
+
+        async def accept(task):
+            for turn in range(60):
+                size = seed.randint(1, 9)
+                taken = await outbox.accept(
+                    APP, entries(size, high=seed.random() < 0.2), also=seed.choice([None, len_of])
+                )
+                accepted.update((taken.batch, index) for index in range(size))
+                if turn % 7 == task:
+                    await trio.lowlevel.checkpoint()
+
+        async def send():
+            while True:
+                claims = await outbox.claim(APP, seed.randint(1, 20))
+                if not claims:
+                    await trio.sleep(0.001)
+                kept = [claim for claim in claims if seed.random() < 0.8]
+                later = [claim for claim in kept if seed.random() < 0.2]
+                due = life.clock.now + seed.randint(0, 2)
+                now = [claim for claim in kept if claim not in later]
+                await outbox.settle(
+                    ends(now), [Retry(claim.batch, claim.index, due, 1, life.clock.now) for claim in later]
+                )
+                for claim in now:
+                    assert (claim.batch, claim.index) not in ended
+                    ended.add((claim.batch, claim.index))
+                life.clock.now += 0.1
+
+        async def purge():
+            for _ in range(6):
+                await trio.sleep(0.02)
+                assert await outbox.purge(APP) >= 0
+                assert outbox.waiting()[APP].count >= 0
+
+        async with trio.open_nursery() as working:
+            for task in range(4):
+                working.start_soon(accept, task)
+            working.start_soon(purge)
+            for _ in range(2):
+                nursery.start_soon(send)
+        nursery.cancel_scope.cancel()
+    async with life as outbox:
+        life.clock.now += 100
+        left = set()
+        while claims := await outbox.claim(APP, 50):
+            left |= {(claim.batch, claim.index) for claim in claims}
+        assert not left & ended
+        assert outbox.waiting()[APP].count == len(left)
+        total = {"accepted": 0, "failed": 0}
+        for batch in {batch for batch, _ in accepted}:
+            for outcome, count in (await outbox.find_batch(batch)).outcomes.items():
+                total[outcome] += count
+        assert total["accepted"] >= len(ended)  # a settle that was cancelled may be on disk
+        assert total["accepted"] + total["failed"] + len(left) == len(accepted)
+        assert total["failed"]
+        assert await outbox.purge(APP) == len(left)
+        assert outbox.waiting()[APP].count == 0
+        rows = await life.storage.read(
+            lambda c: c.execute("SELECT (SELECT count(*) FROM waiting) + count(*) FROM retry").fetchone()
+        )
+        assert rows == (0,)
 
 
 async def test_waiting_for_work_misses_nothing(life, autojump_clock):

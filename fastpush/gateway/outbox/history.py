@@ -6,7 +6,7 @@ All of it goes in chunks, so that no commit of others waits for more than a few 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 import msgspec
 import trio
@@ -222,7 +222,10 @@ def _give_pages_back(connection: sqlite3.Connection) -> bool:
 
 
 async def keep_house(
-    keeper: Keeper, apps: Callable[[], Iterable[App]], settle_done: Callable[[], object]
+    keeper: Keeper,
+    apps: Callable[[], Iterable[App]],
+    settle_done: Callable[[], object],
+    take_up_doubtful: Callable[[], Awaitable[object]],
 ) -> None:
     """For ever: each second the oldest, the index and a slice of names; each minute the trimming."""
     seconds = 0
@@ -230,6 +233,7 @@ async def keep_house(
         try:
             await keeper.refresh(apps())
             await keeper.index()
+            await take_up_doubtful()
             if seconds % 10 == 0:
                 await keeper.forget_names()
             if seconds % 60 == 0:

@@ -16,18 +16,21 @@ NEVER = math.inf
 
 
 class Batch:
-    """A batch of which something is ready, claimed, or being settled."""
+    """A batch of which something is ready, claimed, or being settled.
 
-    __slots__ = ("count", "ended", "held", "lane", "left", "marked", "purged")
+    It is `whole` once all that waited of it were made ready; until then only retries of it were claimed.
+    """
 
-    def __init__(self, lane: Lane, count: int, ended: set[int]) -> None:
+    __slots__ = ("count", "ended", "held", "lane", "left", "marked", "whole")
+
+    def __init__(self, lane: Lane, count: int, ended: set[int], *, whole: bool) -> None:
         self.lane = lane
         self.count = count
         self.ended = ended
         self.left = count - len(ended)
         self.held = 0  # ready or claimed
         self.marked: set[int] = set()
-        self.purged = False
+        self.whole = whole
 
 
 class Walk:
@@ -55,7 +58,11 @@ class Lane:
         self.due: deque[Claimed] = deque()
         self.due_cursor = (-1, 0, 0, "")
         self.next_due = NEVER  # milliseconds
+        self.purged = 0  # every batch and fan-out up to this one was purged
         self.reading = trio.Lock()
+        # Since the last reading began, by batch: the page that it brings may be older.
+        self.ended_since: dict[int, set[int]] = {}
+        self.parked_since: dict[int, set[int]] = {}
 
 
 class App:
@@ -66,6 +73,7 @@ class App:
         self.name = name
         self.paused = paused
         self.count = 0
+        self.purged_late = 0  # of what was accepted before a purge and came back from the disk after it began
         self.oldest_at: float | None = None
         self.walks: dict[int, Walk] = {}
         self.high = Lane(self, 2 * number)
@@ -84,7 +92,7 @@ class Memory:
         self.lanes: dict[int, Lane] = {}
         self.batches: dict[int, Batch] = {}
         self.walks: dict[int, Walk] = {}
-        self.parked: dict[tuple[int, int, str], int] = {}
+        self.parked: dict[tuple[int, int, str], tuple[Lane, int]] = {}
         """Due times of retries that are claimed or about to be, by batch, index and device token."""
         self.done: list[tuple[int, int]] = []
         """Batches and lanes in which nothing waits any more, and the disk does not know yet."""
@@ -129,17 +137,38 @@ class Memory:
     def put_back(self, claims: Sequence[Claimed]) -> None:
         """Let what was claimed be claimed again, before all others."""
         for claim in reversed(claims):
-            lane = self.lane_of(claim.batch)
-            if (claim.batch, claim.index, device_of(claim)) in self.parked:
+            parked = self.parked.get((claim.batch, claim.index, device_of(claim)))
+            lane = self.batches[claim.batch].lane if parked is None else parked[0]
+            if claim.batch <= lane.purged:
+                self._drop(claim)
+            elif parked is not None:
                 lane.due.appendleft(claim)
             else:
                 lane.ready.appendleft(claim)
                 self.ready_entries += 1
                 self.ready_octets += len(claim.entry.payload)
 
-    def lane_of(self, number: int) -> Lane:
-        batch = self.batches.get(number)
-        return self.walks[number].lane if batch is None else batch.lane
+    def purge(self, app: App, number: int) -> int:
+        """Forget all of an app up to this batch, but for what is claimed. Returns how many waited."""
+        purged, app.purged_late = app.count, 0
+        self.count_down(app.high, purged)
+        for lane in app.lanes:
+            lane.purged = number
+            ready, lane.ready = self.take_ready(lane, len(lane.ready)), deque()
+            due, lane.due = lane.due, deque()
+            for claim in [*ready, *due]:
+                self._drop(claim)
+        for walk in list(app.walks.values()):
+            if walk.fanout.id <= number:
+                self.drop_walk(walk)
+        return purged
+
+    def _drop(self, claim: Claimed) -> None:
+        self.parked.pop((claim.batch, claim.index, device_of(claim)), None)
+        batch = self.batches.get(claim.batch)
+        if batch is not None:
+            batch.held -= 1
+            self.let_go(claim.batch)
 
     def let_go(self, number: int) -> None:
         """Forget a batch of which nothing is in memory."""

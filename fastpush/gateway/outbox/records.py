@@ -99,7 +99,7 @@ def state(connection: sqlite3.Connection) -> State:
 
 def _walking(connection: sqlite3.Connection) -> Iterable[tuple[int, Fanout, bool, int]]:
     rows = connection.execute(
-        "SELECT walk.lane, fanout.id, app.name, audience, head, payloads, received_at, cursor, tag,"
+        "SELECT walk.lane, fanout.id, app.name, audience, head, payloads, received_at, walk.cursor, tag,"
         " walk.accepted, walk.ended, walk.walked, walk.parked FROM walk JOIN fanout ON fanout.id = walk.id"
         " JOIN app ON app.number = walk.lane / 2 LEFT JOIN body ON body.batch = fanout.id ORDER BY fanout.id"
     )
@@ -380,13 +380,14 @@ def _device_outcomes(connection: sqlite3.Connection, fanout: int) -> dict[str, i
     return counted
 
 
-def purge(connection: sqlite3.Connection, lane: int, log_id: int, at: float, limit: int) -> list[int]:
-    """End at most `limit` batches of a lane as failed, and what of them is parked."""
+def purge(connection: sqlite3.Connection, lane: int, upto: int, log_id: int, at: float, limit: int) -> bool:
+    """End at most `limit` batches of a lane as failed. Returns whether there may be more."""
     log = pack_rest("failed", "Purged", at)
     batches = [
         batch
         for (batch,) in connection.execute(
-            "SELECT batch FROM waiting WHERE lane = ? ORDER BY batch LIMIT ?", (lane, limit)
+            "SELECT batch FROM waiting WHERE lane = ? AND batch <= ? ORDER BY batch LIMIT ?",
+            (lane, upto, limit),
         )
     ]
     wanted = json.dumps(batches)
@@ -394,20 +395,28 @@ def purge(connection: sqlite3.Connection, lane: int, log_id: int, at: float, lim
     connection.execute(
         "DELETE FROM waiting WHERE lane = ? AND batch IN (SELECT value FROM json_each(?))", (lane, wanted)
     )
-    connection.execute(
-        "DELETE FROM retry WHERE lane = ? AND batch IN (SELECT value FROM json_each(?))", (lane, wanted)
-    )
     connection.execute("DELETE FROM sending WHERE batch IN (SELECT value FROM json_each(?))", (wanted,))
-    return batches
+    return len(batches) == limit
 
 
-def purge_fanouts(connection: sqlite3.Connection, lane: int, log_id: int, at: float) -> None:
-    log = pack_rest("failed", "Purged", at)
-    connection.execute("INSERT INTO outcome SELECT id, ?, 1, ? FROM walk WHERE lane = ?", (log_id, log, lane))
+def purge_fanouts(connection: sqlite3.Connection, lane: int, upto: int, log_id: int, at: float) -> None:
+    log, which = pack_rest("failed", "Purged", at), (lane, upto)
     connection.execute(
-        "UPDATE fanout SET accepted = walk.accepted, ended = walk.ended FROM walk"
-        " WHERE fanout.id = walk.id AND walk.lane = ?",
-        (lane,),
+        "INSERT INTO outcome SELECT id, ?, 1, ? FROM walk WHERE lane = ? AND id <= ?", (log_id, log, *which)
     )
-    connection.execute("DELETE FROM walk WHERE lane = ?", (lane,))
-    connection.execute("DELETE FROM retry WHERE lane = ? AND device <> ''", (lane,))
+    connection.execute(
+        "UPDATE fanout SET accepted = walk.accepted, ended = walk.ended, cursor = walk.cursor FROM walk"
+        " WHERE fanout.id = walk.id AND walk.lane = ? AND walk.id <= ?",
+        which,
+    )
+    connection.execute("DELETE FROM walk WHERE lane = ? AND id <= ?", which)
+
+
+def purge_retries(connection: sqlite3.Connection, lane: int, upto: int, limit: int) -> bool:
+    """Delete what is parked of batches and fan-outs that were purged; after these, see `_read_due`."""
+    done = connection.execute(
+        "DELETE FROM retry WHERE (lane, due, batch, place, device) IN (SELECT lane, due, batch, place, device"
+        " FROM retry WHERE lane = ? AND batch <= ? LIMIT ?)",
+        (lane, upto, limit),
+    )
+    return done.rowcount == limit

@@ -82,7 +82,10 @@ CREATE TABLE start (
 )
 """
 
-MIGRATIONS = [_VERSION_1.split(";")]
+# How far a fan-out was walked when it was purged or done: a page that is recorded later is counted once.
+_VERSION_2 = "ALTER TABLE fanout ADD COLUMN cursor TEXT NOT NULL DEFAULT ''"
+
+MIGRATIONS = [_VERSION_1.split(";"), [_VERSION_2]]
 
 _FIRST = "(NEW.j IS NULL OR NOT EXISTS (SELECT 1 FROM idempotency WHERE key = NEW.j))"
 
@@ -98,7 +101,8 @@ INSERT INTO idempotency SELECT NEW.j, NEW.k, NEW.a, NEW.c, NEW.d, NEW.f, NEW.g
 
 # id, lane, received_at, source, tag, audience, (nothing), head, payloads, key, digest
 FANOUT = f"""
-INSERT INTO fanout SELECT NEW.a, NEW.b, NEW.c, NEW.d, NEW.e, NEW.f, NEW.h, 0, 0 WHERE {_FIRST};
+INSERT INTO fanout (id, lane, received_at, source, tag, audience, head)
+  SELECT NEW.a, NEW.b, NEW.c, NEW.d, NEW.e, NEW.f, NEW.h WHERE {_FIRST};
 INSERT INTO body SELECT NEW.a, 0, NEW.i WHERE {_FIRST};
 INSERT INTO walk (id, lane) SELECT NEW.a, NEW.b WHERE {_FIRST};
 INSERT INTO idempotency SELECT NEW.j, NEW.k, NEW.a, 0, NEW.c, NEW.e, 0 WHERE NEW.j IS NOT NULL AND {_FIRST};
@@ -110,25 +114,41 @@ INSERT INTO outcome SELECT NEW.a, NEW.b, NEW.c, NEW.d WHERE NEW.d IS NOT NULL;
 DELETE FROM waiting WHERE lane = NEW.e AND batch = NEW.a;
 """
 
+# A walk is over once all its pages are recorded and no device of it is parked.
+_FINISH_WALK = """
+UPDATE fanout SET accepted = walk.accepted, ended = walk.ended, cursor = walk.cursor FROM walk
+  WHERE fanout.id = {id} AND walk.id = {id} AND walk.walked AND walk.parked = 0;
+DELETE FROM walk WHERE id = {id} AND walked AND parked = 0;
+"""
+_PARKED = "lane = NEW.a AND due = NEW.b AND batch = NEW.c AND place = NEW.d AND device = NEW.e"
+
+# Of retries and pages a repetition changes nothing: it may follow an error that left nobody knowing.
 # lane, due, batch, index, device token or "", attempts
-PARK = "INSERT OR REPLACE INTO retry VALUES (NEW.a, NEW.b, NEW.c, NEW.d, NEW.e, NEW.f)"
-UNPARK = """
-DELETE FROM retry
-  WHERE lane = NEW.a AND due = NEW.b AND batch = NEW.c AND place = NEW.d AND device = NEW.e
+PARK = f"""
+UPDATE walk SET parked = parked + 1
+  WHERE id = NEW.c AND NEW.e <> '' AND NOT EXISTS (SELECT 1 FROM retry WHERE {_PARKED});
+INSERT OR REPLACE INTO retry VALUES (NEW.a, NEW.b, NEW.c, NEW.d, NEW.e, NEW.f);
+"""
+# lane, due, batch, index, device token or ""; of a device whether it was accepted, or ended otherwise
+UNPARK = f"""
+UPDATE walk SET parked = parked - 1, accepted = accepted + NEW.f, ended = ended + NEW.g
+  WHERE id = NEW.c AND NEW.e <> '' AND EXISTS (SELECT 1 FROM retry WHERE {_PARKED});
+DELETE FROM retry WHERE {_PARKED};
+{_FINISH_WALK.format(id="NEW.c")}
 """
 
 # batch, index
 MARK = "INSERT OR IGNORE INTO sending VALUES (NEW.a, NEW.b)"
 UNMARK = "DELETE FROM sending WHERE batch = NEW.a AND place = NEW.b"
 
-# fan-out, cursor or NULL, and how much accepted, ended, parked and walked grow
-PAGE = """
-UPDATE walk SET cursor = coalesce(NEW.b, cursor), mark = iif(NEW.b IS NULL, mark, NULL),
-  accepted = accepted + NEW.c, ended = ended + NEW.d, parked = parked + NEW.e, walked = walked + NEW.f
-  WHERE id = NEW.a;
-UPDATE fanout SET accepted = walk.accepted, ended = walk.ended FROM walk
-  WHERE fanout.id = NEW.a AND walk.id = NEW.a AND walk.walked AND walk.parked = 0;
-DELETE FROM walk WHERE id = NEW.a AND walked AND parked = 0;
+# fan-out, cursor, how much accepted and ended grow, whether it is the last page
+PAGE = f"""
+UPDATE fanout SET accepted = accepted + NEW.c, ended = ended + NEW.d, cursor = NEW.b
+  WHERE id = NEW.a AND NEW.b > cursor AND NOT EXISTS (SELECT 1 FROM walk WHERE id = NEW.a);
+UPDATE walk SET accepted = accepted + NEW.c, ended = ended + NEW.d, cursor = NEW.b
+  WHERE id = NEW.a AND NEW.b > cursor;
+UPDATE walk SET mark = NULL, walked = walked OR NEW.e WHERE id = NEW.a;
+{_FINISH_WALK.format(id="NEW.a")}
 """
 
 KNOWN = Question("idempotency", "key", ("hex(digest)", "batch", "count", "received_at", "tag", "own"))

@@ -62,6 +62,7 @@ class OutboxLimits(msgspec.Struct, frozen=True, kw_only=True):
       ready_entries, ready_octets: of notifications in memory that wait to be claimed.
       pending_octets, pending_after: of what is queued to be written; seconds for the oldest of it.
       waiting_entries, file_octets: of all that is accepted and not ended; of the file.
+      fanouts: that are not walked to their end.
     """
 
     ready_entries: int = 20_000
@@ -69,6 +70,7 @@ class OutboxLimits(msgspec.Struct, frozen=True, kw_only=True):
     pending_octets: int = 32 << 20
     pending_after: float = 0.25
     waiting_entries: int = 5_000_000
+    fanouts: int = 10_000
     file_octets: int = 2 << 30
 
 
@@ -122,6 +124,8 @@ class SqliteOutbox:
         self._changed = trio.Event()
         self._version = 1
         self._announced = 0.0
+        self.max_waiting: dict[str, int] = {}
+        """By app: when as many wait nothing more of it is taken. May be changed at any time."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {len(self._memory.apps)} apps, {self._memory.count} waiting>"
@@ -151,7 +155,7 @@ class SqliteOutbox:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Trim what is old, index what was named, and know the oldest; until cancelled."""
         task_status.started()
-        await keep_house(self._keeper, self._memory.apps.values, self._settle_done)
+        await keep_house(self._keeper, self._memory.apps.values, self._settle_done, self.take_up_doubtful)
 
     def _settle_done(self) -> None:
         if self._memory.done:
@@ -201,8 +205,8 @@ class SqliteOutbox:
         if octets > MAX_BATCH_OCTETS:
             raise ValueError(f"payloads of {octets:,} octets; {MAX_BATCH_OCTETS:,} are accepted at once")
         high = any(entry.high for entry in entries)
-        self._admit(octets, high)
         owner = await self._app(app)
+        self._admit(owner, octets, high)
         lane = owner.high if high else owner.normal
         own = {index: entry.apns_id for index, entry in enumerate(entries) if entry.apns_id is not None}
         head, payloads = pack_entries(entries)
@@ -237,8 +241,8 @@ class SqliteOutbox:
             raise ValueError("rows go with neither an idempotency key nor `also`")
         if entry.device_token is not None or entry.apns_id is not None:
             raise ValueError("a fan-out's entry has device_token or apns_id; each device gets its own")
-        self._admit(len(entry.payload), entry.high)
         owner = await self._app(app)
+        self._admit(owner, len(entry.payload), entry.high)
         lane = owner.high if entry.high else owner.normal
         head, payloads = pack_entries([entry])
         acceptance = Acceptance(self._next_id(), 0, self._clock(), False, self._chance.getrandbits(32))
@@ -251,6 +255,8 @@ class SqliteOutbox:
         )  # fmt: skip
 
         def stored() -> None:
+            if acceptance.batch <= lane.purged:
+                return
             self._memory.add_walk(Walk(lane, fanout, walked=False, parked=0))
             self._notify()
 
@@ -264,7 +270,7 @@ class SqliteOutbox:
             () if rows is None else rows(acceptance.batch),
         )
 
-    def _admit(self, octets: int, high: bool) -> None:
+    def _admit(self, app: App, octets: int, high: bool) -> None:
         """Refuse what would be too much. The last tenth of each limit is for high priority."""
         storage, limits = self._storage, self._limits
         if storage.full:
@@ -280,6 +286,11 @@ class SqliteOutbox:
             or self._keeper.file_octets > share * limits.file_octets
         ):
             raise OutboxBusy(f"{self._memory.count:,} notifications wait to be sent", 30.0)
+        if len(self._memory.walks) >= share * limits.fanouts:
+            raise OutboxBusy(f"{len(self._memory.walks):,} fan-outs wait to be sent", 30.0)
+        most = self.max_waiting.get(app.name)
+        if most is not None and app.count + len(app.walks) >= share * most:
+            raise OutboxBusy(f"{app.count:,} notifications of {app.name} wait to be sent", 30.0)
 
     async def _store(
         self,
@@ -330,6 +341,9 @@ class SqliteOutbox:
     def _queue(self, lane: Lane, acceptance: Acceptance, entries: Sequence[Entry], octets: int) -> None:
         """Let a durable batch be claimed: from memory if there is room, otherwise from disk."""
         memory, limits, number = self._memory, self._limits, acceptance.batch
+        if number <= lane.purged:
+            lane.app.purged_late += len(entries)
+            return
         memory.count_down(lane, -len(entries))
         if lane.app.oldest_at is None:
             lane.app.oldest_at = acceptance.received_at
@@ -343,7 +357,7 @@ class SqliteOutbox:
                 lane.behind = True
             else:
                 lane.cursor = number
-                batch = memory.batches[number] = Batch(lane, len(entries), set())
+                batch = memory.batches[number] = Batch(lane, len(entries), set(), whole=True)
                 memory.make_ready(lane, batch, number, acceptance.tag, enumerate(entries))
         self._notify()
 
@@ -356,10 +370,16 @@ class SqliteOutbox:
         self._notify()
 
     async def take_up_doubtful(self) -> None:
+        doubtful = {number for number, count in self._doubtful.items() if not count}
+        if not doubtful or not self._storage.healthy:
+            return
         state = await self._storage.read(records.state)
         for number, fanout, walked, parked in state.fanouts:
-            if self._doubtful.pop(fanout.id, None) is not None:
-                self._memory.add_walk(Walk(self._memory.lanes[number], fanout, walked, parked))
+            lane = self._memory.lanes[number]
+            if fanout.id in doubtful and fanout.id in self._doubtful and fanout.id > lane.purged:
+                self._memory.add_walk(Walk(lane, fanout, walked, parked))
+        for fanout_id in doubtful:
+            self._doubtful.pop(fanout_id, None)
         self._notify()
 
     # Uploads in chunks.
@@ -428,6 +448,7 @@ class SqliteOutbox:
             if lane.ready or not lane.behind:
                 return
             after, newest = lane.cursor, lane.newest
+            lane.ended_since, lane.parked_since = {}, {}
             page = await self._storage.read(
                 lambda connection: records.lane_page(
                     connection, lane.number, after, PAGE_ENTRIES, self._first_log
@@ -445,22 +466,32 @@ class SqliteOutbox:
     def _take_up(self, lane: Lane, found: records.Found) -> None:
         """Let a batch be claimed that was read from disk, unless it is in memory already."""
         memory = self._memory
+        if found.batch <= lane.purged:
+            return
         memory.count_down(lane, -self._doubtful.pop(found.batch, 0))
         if found.batch in self._counted:
             self._counted.discard(found.batch)
         else:
             memory.count_down(lane, found.ended_earlier)
-        if found.batch in memory.batches:
+        batch = memory.batches.get(found.batch)
+        if batch is None:
+            batch = self._batch_of(lane, found, whole=True)
+            if found.rest or not batch.left:
+                memory.done.append((found.batch, lane.number))
+                return
+            memory.batches[found.batch] = batch
+        elif batch.whole:
             return
-        batch = Batch(lane, found.size, found.ended)
-        if found.rest or not batch.left:
-            memory.done.append((found.batch, lane.number))
-            return
-        memory.batches[found.batch] = batch
-        gone = found.ended | found.parked
+        batch.whole = True
+        gone = batch.ended | found.ended | found.parked | lane.parked_since.get(found.batch, set())
         todo = ((index, entry) for index, entry in enumerate(found.entries) if index not in gone)
         memory.make_ready(lane, batch, found.batch, found.tag, todo)
         memory.let_go(found.batch)
+
+    def _batch_of(self, lane: Lane, found: records.Found, *, whole: bool) -> Batch:
+        """A batch as it was read, and what was settled while it was."""
+        ended = found.ended | lane.ended_since.get(found.batch, set())
+        return Batch(lane, found.size, ended, whole=whole)
 
     async def _read_due(self, lane: Lane) -> None:
         """Read the next retries that are due."""
@@ -469,8 +500,9 @@ class SqliteOutbox:
             now, cursor = int(self._clock() * 1_000), lane.due_cursor
             if lane.due or lane.next_due > now:
                 return
-            # What is parked while this is read lies behind `now`: its own due time counts again.
-            lane.due_cursor, lane.next_due = (now, *cursor[1:]), NEVER
+            lane.ended_since, lane.parked_since = {}, {}
+            # Behind all that is due now; what is parked while this is read is due later.
+            lane.due_cursor, lane.next_due = (now + 1, 0, 0, ""), NEVER
             try:
                 page = await self._storage.read(
                     lambda connection: records.due_page(
@@ -480,7 +512,10 @@ class SqliteOutbox:
             except BaseException:
                 lane.due_cursor, lane.next_due = cursor, min(lane.next_due, now)
                 raise
+            stale: list[tuple[Any, ...]] = []
             for due, number, index, device, attempts in page.rows:
+                if number <= lane.purged:
+                    continue
                 if device:
                     walk = memory.walks.get(number)
                     if walk is None:
@@ -488,22 +523,29 @@ class SqliteOutbox:
                     entry = msgspec.structs.replace(walk.fanout.entry, device_token=device)
                     claim = Claimed(number, -1, walk.fanout.apns_id(device), entry, attempts)
                 else:
-                    found = page.batches[number]
+                    found = page.batches.get(number)
+                    if found is None or found.rest or index in found.ended:
+                        # The process died in the middle of a purge.
+                        stale.append((self._kinds.unpark, lane.number, due, number, index, ""))
+                        continue
                     batch = memory.batches.get(number)
                     if batch is None:
                         if number > lane.cursor and number not in self._counted:
                             # It may be gone before the lane is read that far.
                             self._counted.add(number)
                             memory.count_down(lane, found.ended_earlier)
-                        batch = memory.batches[number] = Batch(lane, found.size, found.ended)
+                        batch = self._batch_of(lane, found, whole=number <= lane.cursor)
+                        memory.batches[number] = batch
                     batch.held += 1
                     claim = claimed(number, index, found.tag, found.entries[index], attempts)
-                memory.parked[(number, index, device)] = due
+                memory.parked[(number, index, device)] = (lane, due)
                 lane.due.append(claim)
             if page.more:
                 lane.due_cursor = page.rows[-1][:4]
             if page.next_due is not None:
                 lane.next_due = min(lane.next_due, page.next_due)
+            if stale:
+                self._storage.submit(Job(rows=stale, essential=True))
 
     async def claim_fanouts(self, app: str) -> list[Fanout]:
         await trio.lowlevel.checkpoint()
@@ -543,8 +585,7 @@ class SqliteOutbox:
         last: bool = False,
     ) -> None:
         settlement = self._settlement()
-        settlement.add(ends, retries)
-        settlement.add_page(fanout, cursor, accepted, last)
+        settlement.add(ends, retries, (fanout, cursor, accepted, last))
         await self._record(settlement)
 
     def _settlement(self) -> Settlement:
@@ -631,38 +672,31 @@ class SqliteOutbox:
 
     async def purge(self, app: str) -> int:
         owner = await self._app(app)
-        memory, purged, now = self._memory, 0, self._clock()
+        now, upto = self._clock(), self._last_id
+        # From here on nothing of it is handed out, and what comes back from the disk is left out.
+        purged = self._memory.purge(owner, upto)
         for lane in owner.lanes:
-            async with lane.reading:
-                number, log_id = lane.number, self._next_log()
-                for claim in [*memory.take_ready(lane, len(lane.ready)), *lane.due]:
-                    memory.parked.pop((claim.batch, claim.index, ""), None)
-                    if claim.batch in memory.batches:
-                        memory.batches[claim.batch].held -= 1
-                lane.due.clear()
-                while batches := await self._storage.write(
-                    lambda connection, number=number, log_id=log_id: records.purge(  # type: ignore[misc]
-                        connection, number, log_id, now, 1_000
-                    ),
-                    essential=True,
-                ):
-                    for one in batches:
-                        batch = memory.batches.get(one)
-                        if batch is not None:
-                            batch.purged = True
-                            memory.let_go(one)
-                    lane.cursor = max(lane.cursor, batches[-1])
-                await self._storage.write(
-                    lambda connection, number=number, log_id=log_id: records.purge_fanouts(  # type: ignore[misc]
-                        connection, number, log_id, now
-                    ),
-                    essential=True,
-                )
-        for walk in list(owner.walks.values()):
-            memory.drop_walk(walk)
-        purged = owner.count
-        memory.count_down(owner.high, purged)
-        return purged
+            await self._purge_lane(lane, upto, now)
+        return purged + owner.purged_late
+
+    async def _purge_lane(self, lane: Lane, upto: int, now: float) -> None:
+        """In chunks, between which others commit."""
+        number, log_id, write = lane.number, self._next_log(), self._storage.write
+        async with lane.reading:
+            # First: what was accepted before is on disk once the first of these comes back.
+            while await write(
+                lambda connection: records.purge(connection, number, upto, log_id, now, 1_000), essential=True
+            ):
+                pass
+            await write(
+                lambda connection: records.purge_fanouts(connection, number, upto, log_id, now),
+                essential=True,
+            )
+            while await write(
+                lambda connection: records.purge_retries(connection, number, upto, 1_000), essential=True
+            ):
+                pass
+            lane.cursor = max(lane.cursor, upto)
 
 
 if TYPE_CHECKING:
