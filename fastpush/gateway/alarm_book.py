@@ -31,6 +31,7 @@ from fastpush.gateway.alarm_table import (
     History,
     Listed,
     ListedState,
+    Post,
     Told,
     Unreadable,
     encode,
@@ -38,6 +39,7 @@ from fastpush.gateway.alarm_table import (
     list_alarms,
     octets_of,
     read_history,
+    read_posts,
     read_push,
     read_row,
     read_state,
@@ -61,6 +63,7 @@ __all__ = [
     "History",
     "Listed",
     "ListedState",
+    "Post",
     "Recorded",
     "Told",
     "Unreadable",
@@ -556,6 +559,10 @@ class Alarms:
     async def unreadable(self, limit: int = 100, *, before: int | None = None) -> list[Unreadable]:
         """The newest posts that nobody could read, newest first."""
         return await self._storage.read(partial(read_unreadable, limit=limit, before=before))
+
+    async def posts(self, limit: int = 100, *, before: int | None = None, source: str = "") -> list[Post]:
+        """The newest posts of all sources, or of one, and what each became; newest first."""
+        return await self._storage.read(partial(read_posts, source=source, limit=limit, before=before))
 
     def count_test(self) -> None:
         """Count a test of a sender's settings."""

@@ -32,6 +32,7 @@ __all__ = [
     "History",
     "Listed",
     "ListedState",
+    "Post",
     "Told",
     "Unreadable",
     "encode",
@@ -40,6 +41,7 @@ __all__ = [
     "name_of",
     "octets_of",
     "read_history",
+    "read_posts",
     "read_push",
     "read_row",
     "read_state",
@@ -147,6 +149,26 @@ class History(msgspec.Struct, frozen=True):
     row: AlarmRow
     verdicts: tuple[tuple[int, float, Told], ...]
     before: int
+
+
+class Post(msgspec.Struct, frozen=True):
+    """One post of a source, whatever became of it.
+
+    Attributes:
+      number: the cursor behind it.
+      at: UNIX seconds.
+      raw: the beginning of the body.
+      alarm, device: of the alarm that it was about; "" where nobody could read it.
+      told: what became of it there.
+    """
+
+    number: int
+    at: float
+    source: str
+    raw: str
+    alarm: str = ""
+    device: str = ""
+    told: Told | None = None
 
 
 class Unreadable(msgspec.Struct, frozen=True):
@@ -283,6 +305,32 @@ def read_unreadable(connection: sqlite3.Connection, *, limit: int, before: int |
         (before if before is not None else 1 << 62, limit),
     ).fetchone()
     return [Unreadable(*columns) for columns in msgspec.json.decode(text)]
+
+
+def read_posts(connection: sqlite3.Connection, *, source: str, limit: int, before: int | None) -> list[Post]:
+    """The newest posts, readable or not, newest first."""
+    before = 1 << 62 if before is None else before
+    connection.execute("BEGIN")
+    # A source's posts are looked for among the newest, so that a rare one costs no walk through all of them.
+    (text,) = connection.execute(
+        "SELECT json_group_array(json_array(verdict.id, at, hex(verdict.alarm), hex(told), hex(row)))"
+        " FROM (SELECT * FROM alarm_verdict WHERE id < ? ORDER BY id DESC LIMIT ?) AS verdict"
+        " JOIN alarm ON alarm.id = verdict.alarm",
+        (before, limit if not source else 20 * limit),
+    ).fetchone()
+    posts = []
+    for number, at, alarm, told, row in msgspec.json.decode(text):
+        said, known = read_told(bytes.fromhex(told)), read_row(bytes.fromhex(row))
+        if not said.by:
+            posts.append(Post(number, at, known.source, said.raw, name_of(alarm), known.device, said))
+    posts += [
+        Post(one.number, one.at, one.source, one.raw)
+        for one in read_unreadable(connection, limit=limit, before=before)
+    ]
+    if source:
+        posts = [post for post in posts if post.source == source]
+    posts.sort(key=lambda post: -post.number)
+    return posts[:limit]
 
 
 _OLDEST = f"""

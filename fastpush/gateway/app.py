@@ -17,7 +17,7 @@ from typing import Any, final
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match, Route
 
-from fastpush.gateway import openapi
+from fastpush.gateway import console, openapi
 from fastpush.gateway.api import (
     ASGI,
     Gateway,
@@ -45,7 +45,7 @@ __all__ = ["Application", "admin_app", "body_rule", "ingest_app"]
 logger = logging.getLogger("fastpush.gateway.app")
 
 INGEST: list[ModuleType] = [notifications, enrolments, devices, alarms, opmanager, notices, health]
-ADMIN: list[ModuleType] = [outbox, keys, enrolments, devices, notices, health]
+ADMIN: list[ModuleType] = [outbox, keys, enrolments, devices, notices, health, console]
 """Modules of `fastpush.gateway.api`, asked for `routes`, `hot_routes` and `admin_routes`."""
 
 STREAMED = frozenset((b"application/x-ndjson", b"application/ndjson", b"application/jsonl", b"text/csv"))

@@ -28,6 +28,7 @@ from fastpush.gateway.app import admin_app, body_rule, ingest_app
 from fastpush.gateway.apps import Apps
 from fastpush.gateway.auth import open_authenticator
 from fastpush.gateway.config import Config, SecretUnusable, TLSSettings
+from fastpush.gateway.console.sessions import Sessions
 from fastpush.gateway.control import socket_path, trusted
 from fastpush.gateway.counters import Counters
 from fastpush.gateway.devices import open_devices
@@ -35,12 +36,13 @@ from fastpush.gateway.devices.webhook import tell_of_devices
 from fastpush.gateway.dispatcher import Dispatcher
 from fastpush.gateway.http import Limits, Listener, Server, ServerTLS, TrustedProxies, open_listener
 from fastpush.gateway.http import serve as serve_http
-from fastpush.gateway.outbox import Audience
+from fastpush.gateway.outbox import Audience, Outbox
 from fastpush.gateway.outbox.sqlite import open_outbox
 from fastpush.gateway.reloading import Change, reload
 from fastpush.gateway.routes import Routes
 from fastpush.gateway.storage import Storage, StorageUnusable, open_storage
 from fastpush.gateway.supervisor import Inherited
+from fastpush.gateway.vitals import Reading, Vitals, read
 
 __all__ = ["END_WITHIN", "Service", "StartFailed", "Started", "check"]
 
@@ -105,6 +107,13 @@ def check(config: Config) -> list[str]:
     elif not os.access(directory, os.W_OK | os.X_OK):
         troubles.append(f"storage.path: {directory}: we may not write there (user id {os.geteuid()})")
     return troubles
+
+
+def _reading(
+    counters: Counters, storage: Storage, outbox: Outbox, apps: Apps, clock: Callable[[], float]
+) -> Reading:
+    commit_p99 = storage.statistics().commit_p99
+    return read(counters, outbox.waiting(), apps, commit_p99, at=clock(), monotonic=trio.current_time())
 
 
 def _tls(settings: TLSSettings | None) -> ServerTLS | None:
@@ -229,6 +238,9 @@ class Service:
             apps = await background.start(Apps(list(config.apps.values())).run)
             dispatcher = Dispatcher(outbox, devices, apps, badge=alarms.open_count, clock=clock)
             await background.start(dispatcher.run)
+            vitals = Vitals(storage, partial(_reading, counters, storage, outbox, apps, clock), clock)
+            await vitals.open()
+            await background.start(vitals.run)
             self._gateway = gateway = Gateway(
                 storage=storage,
                 outbox=outbox,
@@ -241,6 +253,8 @@ class Service:
                 clock=clock,
                 counters=counters,
                 dispatcher=dispatcher,
+                vitals=vitals,
+                sessions=Sessions(storage, clock),
                 draining=lambda: self.draining,
             )
             async with trio.open_nursery() as administration:

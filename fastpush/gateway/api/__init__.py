@@ -92,6 +92,9 @@ class Gateway:
     clock: Callable[[], float]
     counters: Counters
     dispatcher: Any = None
+    vitals: Any = None
+    renewals: Any = None
+    sessions: Any = None
     draining: Callable[[], bool] = lambda: False
 
     def __repr__(self) -> str:

@@ -363,6 +363,21 @@ class Devices:
 
         return [self._event(columns) for columns in json.loads(await self._storage.read(query))]
 
+    async def latest_events(self, app: str | None = None, limit: int = 20) -> Sequence[DeviceEvent]:
+        """The device tokens found dead last, newest first."""
+        number = None if app is None else self._apps.get(app, 0)
+
+        def query(connection: sqlite3.Connection) -> int:
+            (first,) = connection.execute(
+                "SELECT min(id) FROM (SELECT id FROM device_event WHERE ?1 IS NULL OR app = ?1"
+                " ORDER BY id DESC LIMIT ?2)",
+                (number, limit),
+            ).fetchone()
+            return first or 0
+
+        first = await self._storage.read(query)
+        return (await self.events(first - 1, limit, app))[::-1] if first else []
+
     def _event(self, columns: Sequence[Any]) -> DeviceEvent:
         number, at, app, token, environment, user, status, reason, unregistered_at, sent_at, apns_id = columns
         return DeviceEvent(

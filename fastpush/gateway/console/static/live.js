@@ -1,0 +1,50 @@
+// Times in the reader's zone, and pages that stay current: when the server says that something changed, the page is
+// fetched again and the parts marked data-live take the place of the old ones. Without this script all works as well.
+"use strict";
+
+(() => {
+  const short = new Intl.DateTimeFormat([], { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", second: "2-digit" });
+  const day = new Intl.DateTimeFormat([], { year: "numeric", month: "2-digit", day: "2-digit" });
+  const clock = new Intl.DateTimeFormat([], { hour: "2-digit", minute: "2-digit" });
+
+  function localise(root) {
+    for (const time of root.querySelectorAll("time[datetime]")) {
+      const at = new Date(time.dateTime);
+      if (!Number.isNaN(at.valueOf())) time.textContent = (time.dataset.form === "date" ? day : short).format(at);
+    }
+    for (const mark of root.querySelectorAll("text[data-time]")) mark.textContent = clock.format(new Date(mark.dataset.time));
+  }
+
+  async function refresh() {
+    const answer = await fetch(location.href, { credentials: "same-origin", headers: { Accept: "text/html" } });
+    if (answer.redirected) return location.reload();
+    if (!answer.ok) return;
+    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    for (const part of document.querySelectorAll("[data-live]")) {
+      const fresh = page.getElementById(part.id);
+      if (!fresh) continue;
+      localise(fresh);
+      if (fresh.innerHTML === part.innerHTML || part.contains(document.activeElement)) continue;
+      const known = new Set([...part.querySelectorAll("[data-key]")].map((row) => row.dataset.key));
+      part.replaceChildren(...fresh.childNodes);
+      for (const row of part.querySelectorAll("[data-key]")) if (!known.has(row.dataset.key)) row.classList.add("fresh");
+    }
+  }
+
+  localise(document);
+  if (!document.querySelector("[data-live]") || !window.EventSource) return;
+  let waiting = false;
+  let busy = false;
+  async function look() {
+    if (busy || document.hidden) { waiting = true; return; }
+    busy = true;
+    waiting = false;
+    try { await refresh(); } catch { /* the next event tries again */ }
+    busy = false;
+    if (waiting) look();
+  }
+  const events = new EventSource("/live");
+  events.addEventListener("change", look);
+  document.addEventListener("visibilitychange", () => { if (!document.hidden && waiting) look(); });
+  window.addEventListener("pagehide", () => events.close());
+})();

@@ -1,0 +1,393 @@
+"""The console without a browser: who gets in, what each page says, and that nothing hostile gets through."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from urllib.parse import quote
+
+import httpx
+import pytest
+
+from fastpush.gateway.console.charts import Line, chart, scale, shown
+from fastpush.gateway.console.sessions import IDLE, LONGEST, TICKET_FOR, Sessions
+from fastpush.gateway.phone import card
+from fastpush.gateway.storage import Limits, open_storage
+from tests.gateway.console_house import csrf_of, open_house
+
+PAGES = (
+    "/",
+    "/alarms",
+    "/notifications",
+    "/webhooks",
+    "/webhooks/preview",
+    "/devices",
+    "/credentials",
+    "/failures",
+)
+FORM = "application/x-www-form-urlencoded"
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{7*7}}"
+
+
+@pytest.fixture
+async def house(tmp_path):
+    async with open_house(tmp_path) as house:
+        yield house
+
+
+# Getting in.
+
+
+async def test_whoever_is_not_logged_in_is_sent_to_the_login(house):
+    async with httpx.AsyncClient(base_url=house.console) as stranger:
+        for path in PAGES:
+            answer = await stranger.get(path)
+            assert answer.status_code == 303
+            assert answer.headers["location"].startswith("/login?next=")
+        assert (await stranger.get("/live")).status_code == 303
+        assert (await stranger.post("/alarms/x/acknowledge")).headers["location"] == "/login"
+
+
+@pytest.mark.parametrize(
+    ("key", "status"),
+    [("", 422), ("wrong", 401), ("fpk_0000000000000000000000000000", 401), ("\udcff\n", 401)],
+)
+async def test_a_wrong_key_opens_nothing(house, key, status):
+    async with httpx.AsyncClient(base_url=house.console) as stranger:
+        body = b"key=" + quote(key, errors="replace").encode()
+        answer = await stranger.post("/login", content=body, headers={"Content-Type": FORM})
+        assert answer.status_code == status
+        assert "set-cookie" not in answer.headers
+        assert 'role="alert"' in answer.text
+
+
+async def test_a_key_for_webhooks_does_not_open_the_console(house):
+    async with httpx.AsyncClient(base_url=house.console) as stranger:
+        answer = await stranger.post("/login", data={"key": house.keys["opmanager"]})
+        assert answer.status_code == 403
+        assert "lacks" in answer.text or "neither" in answer.text
+
+
+async def test_the_cookie_is_out_of_scripts_reach(house):
+    async with httpx.AsyncClient(base_url=house.console) as client:
+        answer = await client.post("/login", data={"key": house.keys["alice"]})
+        cookie = answer.headers["set-cookie"]
+        assert "HttpOnly" in cookie
+        assert "SameSite=strict" in cookie
+        assert "Path=/" in cookie
+        assert "Secure" not in cookie, "plain HTTP on loopback: a browser would drop it"
+
+
+@pytest.mark.parametrize(
+    "wanted", ["//evil.example", "https://evil.example/", "/\\evil.example", "javascript:1"]
+)
+async def test_a_login_leads_to_our_own_pages_only(house, wanted):
+    async with httpx.AsyncClient(base_url=house.console) as client:
+        answer = await client.post("/login", params={"next": wanted}, data={"key": house.keys["alice"]})
+        assert answer.headers["location"] == "/"
+
+
+async def test_logging_out_ends_the_session_and_not_only_the_cookie(house):
+    client = await house.browser()
+    stolen = dict(client.cookies)
+    page = (await client.get("/")).text
+    assert (await client.post("/logout", data={"csrf": csrf_of(page)})).status_code == 303
+    async with httpx.AsyncClient(base_url=house.console, cookies=stolen) as thief:
+        assert (await thief.get("/")).status_code == 303
+
+
+async def test_a_revoked_key_ends_its_sessions_at_once(house):
+    client = await house.browser("nightwatch")
+    assert (await client.get("/")).status_code == 200
+    await house.gateway.keys.revoke(house.key_ids["nightwatch"])
+    assert (await client.get("/")).status_code == 303
+
+
+async def test_a_ticket_logs_in_once(house):
+    ticket = house.gateway.sessions.ticket(house.key_ids["alice"])
+    async with httpx.AsyncClient(base_url=house.console, follow_redirects=True) as client:
+        assert "Overview" in (await client.get("/login", params={"ticket": ticket})).text
+    async with httpx.AsyncClient(base_url=house.console) as client:
+        answer = await client.get("/login", params={"ticket": ticket})
+        assert answer.status_code == 403
+        assert "used before" in answer.text
+
+
+async def test_sessions_end_by_idleness_and_by_age_and_survive_a_restart(tmp_path):
+    now = [1_000_000.0]
+    limits = Limits(low_water_octets=0, low_water_share=0.0)
+    async with open_storage(tmp_path / "gateway.db", limits) as storage:
+        sessions = Sessions(storage, lambda: now[0])
+        idle, _ = await sessions.begin("k1")
+        kept, _ = await sessions.begin("k1")
+        for _ in range(10):
+            now[0] += IDLE / 2
+            assert await sessions.find(kept) is not None
+        assert await sessions.find(idle) is None
+    async with open_storage(tmp_path / "gateway.db", limits) as storage:
+        sessions = Sessions(storage, lambda: now[0])
+        assert (await sessions.find(kept)).key_id == "k1"
+        assert await sessions.find("made up") is None
+        for _ in range(int(2 * LONGEST / IDLE) + 1):
+            now[0] += IDLE / 2
+            found = await sessions.find(kept)
+        assert found is None
+        late = sessions.ticket("k1")
+        now[0] += TICKET_FOR
+        assert sessions.take_ticket(late) is None
+
+
+# Changing something.
+
+
+async def test_a_form_of_another_site_is_refused(house):
+    recorded = await house.critical()
+    client = await house.browser()
+    page = await client.get(f"/alarms/{recorded['id']}")
+    form = {"csrf": csrf_of(page.text)}
+    path = f"/alarms/{recorded['id']}/acknowledge"
+    for headers in (
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ):
+        answer = await client.post(path, data=form, headers=headers)
+        assert answer.status_code == 403
+    for wrong in ({}, {"csrf": ""}, {"csrf": "0" * 32}):
+        assert (await client.post(path, data=wrong)).status_code == 403
+    history = await house.gateway.alarms.get(recorded["id"])
+    assert history.row.acknowledged_by is None
+    answer = await client.post(path, data=form, headers={"Origin": house.console})
+    assert answer.status_code == 303
+    history = await house.gateway.alarms.get(recorded["id"])
+    assert history.row.acknowledged_by == "alice"
+
+
+async def test_a_key_of_scope_console_looks_and_changes_nothing(house):
+    recorded = await house.critical()
+    client = await house.browser("nightwatch")
+    page = await client.get(f"/alarms/{recorded['id']}")
+    assert page.status_code == 200
+    assert "Acknowledge</button>" not in page.text
+    answer = await client.post(f"/alarms/{recorded['id']}/acknowledge", data={"csrf": csrf_of(page.text)})
+    assert answer.status_code == 403
+    assert (await house.gateway.alarms.get(recorded["id"])).row.acknowledged_by is None
+
+
+async def test_what_is_done_stands_in_the_audit_log_under_the_keys_name(house):
+    recorded = await house.critical()
+    client = await house.browser()
+    page = await client.get(f"/alarms/{recorded['id']}")
+    await client.post(f"/alarms/{recorded['id']}/acknowledge", data={"csrf": csrf_of(page.text)})
+    found = [(record.name, record.action) for record in await house.gateway.keys.log.read(0, 100)]
+    assert ("alice", "console.login") in found
+    assert ("alice", "alarm.acknowledged") in found
+
+
+async def test_a_test_push_reaches_the_phone(house):
+    client = await house.browser()
+    path = f"/devices/opm/{house.tokens[0]}"
+    page = await client.get(path)
+    answer = await client.post(f"{path}/test", data={"csrf": csrf_of(page.text)})
+    assert answer.status_code == 303
+    await house.settled()
+    story = await client.get(answer.headers["location"])
+    assert "accepted" in story.text
+    assert "Test of fastpush" in story.text
+
+
+async def test_an_enrolment_code_is_shown_once(house):
+    client = await house.browser()
+    page = await client.get("/devices")
+    form = {"csrf": csrf_of(page.text), "app": "opm", "user": "bob", "tags": "network, oncall"}
+    made = await client.post("/devices/codes", data=form)
+    code = re.search(r'<div class="state"><strong>([^<]+)</strong>', made.text)[1]
+    enrolled = await house.gateway.keys.phones.enrol(code)
+    assert enrolled.user == "bob"
+    assert code not in (await client.get("/devices")).text
+
+
+# What the pages say.
+
+
+@pytest.mark.parametrize("path", PAGES)
+async def test_each_page_stands_with_and_without_data(house, path):
+    client = await house.browser()
+    empty = await client.get(path)
+    assert empty.status_code == 200
+    await house.critical()
+    await house.post(alarmid="8", entity="x", displayName="x", stringseverity="Clear", message="ok")
+    await house.settled()
+    full = await client.get(path)
+    assert full.status_code == 200
+    for answer in (empty, full):
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert answer.headers["cache-control"] == "no-store"
+        assert not re.search(r"<[^>]+\s(style|on\w+)=", answer.text), "nothing inline"
+        assert "<script>" not in answer.text
+
+
+async def test_the_overview_says_what_is_wrong_first(house):
+    client = await house.browser()
+    assert "Pushes leave" in (await client.get("/")).text
+    line = house.gateway.apps["opm"].line("production")
+    line.stop("APNs refuses the certificate: it has expired", refused=True)
+    page = (await client.get("/")).text
+    assert "Pushes do not leave as they should" in page
+    assert "it has expired" in page
+
+
+async def test_days_left_are_shown(tmp_path):
+    async with open_house(tmp_path, days=9) as house:
+        client = await house.browser()
+        assert "9 days left" in (await client.get("/")).text
+        assert "9 days left" in (await client.get("/credentials")).text
+
+
+async def test_an_alarms_page_tells_each_verdict_with_its_rule(house):
+    recorded = await house.critical()
+    await house.critical()
+    await house.critical(stringseverity="Clear", message="all is well")
+    client = await house.browser()
+    page = (await client.get(f"/alarms/{recorded['id']}")).text
+    for rule in ("first.new", "repeat.counted", "clear.open"):
+        assert rule in page
+    assert "recorded, not pushed" in page
+    assert "pushed" in page
+
+
+async def test_alarms_are_found_by_device_and_severity(house):
+    await house.critical("sw-core-01")
+    await house.critical("db-07", stringseverity="Attention")
+    client = await house.browser()
+    assert "db-07" in (await client.get("/alarms", params={"device": "DB"})).text
+    assert "db-07" not in (await client.get("/alarms", params={"severity": "critical"})).text
+    assert "No alarm fits" in (await client.get("/alarms", params={"device": "[*"})).text
+
+
+async def test_webhooks_show_the_raw_body_and_what_it_became(house):
+    await house.critical()
+    async with httpx.AsyncClient() as sender:
+        await sender.post(
+            f"{house.ingest}/v1/opmanager", params={"token": house.keys["alice"]}, content=b"what is this?"
+        )
+    client = await house.browser()
+    page = (await client.get("/webhooks")).text
+    assert "what is this?" in page
+    assert "unreadable" in page
+    assert "first.new" in page
+    assert "sw-core-01_ping" in page
+
+
+async def test_a_preview_sends_and_stores_nothing(house):
+    client = await house.browser()
+    form = {
+        "csrf": csrf_of((await client.get("/webhooks/preview")).text),
+        "body": '{"entity": "e", "displayName": "db-07", "stringseverity": "Critical", "message": "down"}',
+        "routes": '[[routes]]\nname = "db"\ntags = ["dba"]\ndevice = ["db-*"]',
+        "kind": "application/json",
+    }
+    page = (await client.post("/webhooks/preview/result", data=form)).text
+    assert "first.new" in page
+    assert "Critical: db-07" in page
+    assert "dba (0 now)" in page.replace("\n", " ")
+    assert await house.gateway.alarms.list() == []
+    assert house.gateway.outbox.waiting() == {} or not house.gateway.outbox.waiting()["opm"].fanouts
+    form["routes"] = "[[routes]]\nname = 3"
+    assert "The routes" in (await client.post("/webhooks/preview/result", data=form)).text
+    reader = await house.browser("nightwatch")
+    assert "Critical: db-07" in (await reader.get("/webhooks/preview", params={"body": form["body"]})).text
+
+
+async def test_hostile_text_is_text_on_every_page(house):
+    recorded = await house.critical(device=HOSTILE[:80], message=HOSTILE, category=HOSTILE)
+    await house.settled()
+    client = await house.browser()
+    told = (await house.gateway.alarms.get(recorded["id"])).verdicts[0][2]
+    for path in (*PAGES, f"/alarms/{recorded['id']}", f"/batches/{told.push}"):
+        page = (await client.get(path)).text
+        assert "<script>alert" not in page
+        assert "<img src=x" not in page
+
+
+async def test_what_is_not_there_is_said_in_a_page(house):
+    client = await house.browser()
+    for path in (
+        "/alarms/none",
+        "/notifications/none",
+        "/batches/7",
+        "/devices/opm/abcd",
+        "/devices/none/abcd",
+    ):
+        answer = await client.get(path)
+        assert answer.status_code == 404, path
+        assert "no such" in answer.text.lower()
+
+
+async def test_static_files_are_addressed_by_their_content(house):
+    client = await house.browser()
+    page = (await client.get("/")).text
+    found = re.findall(r'"(/static/[^"]+)"', page)
+    assert len(found) == 3
+    for path in found:
+        answer = await client.get(path)
+        assert answer.status_code == 200
+        assert "immutable" in answer.headers["cache-control"]
+    assert (await client.get("/static/../pages.py")).status_code == 404
+
+
+# Charts and cards.
+
+
+@pytest.mark.parametrize(
+    ("largest", "axis"),
+    [(0, (1, 1)), (1, (1, 0.5)), (3, (3, 1)), (4, (4, 2)), (7, (10, 5)), (99, (100, 50)), (101, (150, 50)),
+     (25_000, (30_000, 10_000))],
+)  # fmt: skip
+def test_an_axis_ends_in_a_round_number_above(largest, axis):
+    assert scale(largest) == axis
+
+
+def test_a_chart_says_in_words_what_it_shows():
+    at = datetime(2026, 11, 23, tzinfo=UTC).timestamp()
+    drawn = chart(
+        "Pushes", [Line("accepted", [(at, 1.0), (at + 10, 250.0)])], unit="/s", begin=at, end=at + 3600
+    )
+    assert 'aria-label="Pushes: accepted 250 /s"' in drawn
+    assert drawn.count("M52") >= 1
+    empty = chart("<b>", [Line("a", [])], unit="/s", begin=at, end=at + 3600)
+    assert "no data yet" in empty
+    assert "<b>" not in empty.replace("<b>unknown</b>", "")
+
+
+def test_a_line_is_broken_where_nothing_is_known():
+    drawn = chart("x", [Line("a", [(0, 1.0), (10, None), (20, 1.0)])], unit="", begin=0, end=3600)
+    assert len(re.findall("M", re.search(r'class="line a" d="([^"]*)"', drawn)[1])) == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [(0, "0"), (0.25, "0.25"), (12, "12"), (1234, "1.23k"), (3.4e7, "34M")]
+)
+def test_numbers_are_short(value, words):
+    assert shown(value) == words
+
+
+@pytest.mark.parametrize(
+    ("payload", "expected"),
+    [
+        (b'{"aps":{"alert":"hello"}}', ("", "", "hello", "active")),
+        (b'{"aps":{"alert":{"title":"t","subtitle":"s","body":"b"}}}', ("t", "s", "b", "active")),
+        (b'{"aps":{"alert":{"title":7},"interruption-level":"critical"}}', ("", "", "", "critical")),
+    ],
+)
+def test_a_card_shows_what_the_phone_would(payload, expected):
+    found = card(payload)
+    assert (found.title, found.subtitle, found.body, found.level) == expected
+
+
+@pytest.mark.parametrize("payload", [b"", b"[]", b'{"aps":3}', b"\xff", b"[" * 100_000])
+def test_what_is_no_payload_has_no_card(payload):
+    assert card(payload) is None
