@@ -61,9 +61,15 @@ def test_every_compiled_module_is_built() -> None:
 
 def test_every_source_is_in_the_sdist() -> None:
     """A wheel is built from the sdist, and what is not among the package's data does not come into it."""
-    patterns = ["*.py", *PYPROJECT["tool"]["setuptools"]["package-data"]["*"]]
+    patterns = ["*.py"]
+    for package, data in PYPROJECT["tool"]["setuptools"]["package-data"].items():
+        patterns += data if package == "*" else [f"{package.replace('.', '/')}/{each}" for each in data]
     sources = [name for name in tracked() if name.startswith("fastpush/")]
-    left_out = [name for name in sources if not any(fnmatch(name.split("/")[-1], each) for each in patterns)]
+    left_out = [
+        name
+        for name in sources
+        if not any(fnmatch(name, each) or fnmatch(name.split("/")[-1], each) for each in patterns)
+    ]
     assert sources
     assert not left_out, "not in package-data"
 
