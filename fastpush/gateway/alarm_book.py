@@ -79,6 +79,7 @@ HOUR = 3_600.0
 TRIES = 3  # of a commit of which nobody knows whether it took place
 TRIM_EVERY = 60.0  # seconds
 TOLD_EVERY = 10.0  # seconds between two lines of the log about the same trouble
+MAX_TROUBLES = 100  # whose last line of the log is remembered
 MAX_REACHED = 1_000  # audiences whose reach is remembered
 
 
@@ -121,14 +122,21 @@ class Recorded(msgspec.Struct, frozen=True):
 
 
 class AlarmStatistics(msgspec.Struct, frozen=True, kw_only=True):
-    """Counts since the start: events by rule, and so on; `unacknowledged` are those of now."""
+    """Counts since the start, and `unacknowledged`, `waiting` and `cached_octets` of now.
+
+    Attributes:
+      rules: events by the rule that decided, and "acknowledged".
+      unrouted: by why they went to the administrators, "no route" or "no device"; under "nobody" those of
+        them that went to no device at all.
+      unreadable, tests: posts that were no alarms.
+      waiting: events that wait for another of the same alarm.
+    """
 
     rules: dict[str, int]
     unrouted: dict[str, int]
     unreadable: int
     tests: int
     waiting: int
-    """Events that wait for another of the same alarm."""
     unacknowledged: int
     cached_octets: int
 
@@ -279,13 +287,7 @@ class Alarms:
         told = step.told
         self._rules[told.rule] += 1
         if told.unrouted:
-            self._unrouted[told.unrouted] += 1
-            self._warn(
-                f"unrouted: {told.unrouted}",
-                "alarm %s of %r (%s) goes to the administrators: %s",
-                name, step.row.device, step.row.severity,
-                "no route takes it" if told.unrouted == "no route" else f"no device has {told.tags[:5]}",
-            )  # fmt: skip
+            await self._tell_unrouted(name, step.row, told)
         verdict: Any = told.rule.partition(".")[0]
         return Recorded(name, known.row, verdict, told.rule, push, told.unrouted)
 
@@ -368,6 +370,16 @@ class Alarms:
             rule="acknowledged", severity=row.severity, generation=row.generation, by=by, tags=row.tags
         )
         return _Step(after, told, acknowledged_banner(after, now, look=self.look), opens=False, rows=rows)
+
+    async def _tell_unrouted(self, name: str, row: AlarmRow, told: Told) -> None:
+        why = "no route takes it" if told.unrouted == "no route" else f"no device has {told.tags[:5]}"
+        self._unrouted[told.unrouted] += 1
+        if await self._reaches((self.routes.admin_tag,)):
+            message = "alarm %s of %r (%s) goes to the administrators: %s"
+        else:
+            self._unrouted["nobody"] += 1
+            message = "alarm %s of %r (%s) reaches NOBODY: %s, and no device is an administrator's"
+        self._warn(f"unrouted: {told.unrouted}", message, name, row.device, row.severity, why)
 
     async def _reaches(self, tags: tuple[str, ...]) -> bool:
         """Whether any device has one of the tags, as far as was seen in the last moments."""
@@ -534,6 +546,8 @@ class Alarms:
         """Tell of a trouble in the log, now and then."""
         now = time.monotonic()
         if now - self._told_at.get(trouble, -TOLD_EVERY) >= TOLD_EVERY:
+            if len(self._told_at) >= MAX_TROUBLES:
+                self._told_at.clear()
             self._told_at[trouble] = now
             logger.error(message, *values)
 

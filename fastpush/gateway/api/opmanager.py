@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from functools import partial
 from typing import Literal
-from urllib.parse import parse_qs
+from urllib.parse import parse_qsl
 
 import msgspec
 import trio
@@ -104,11 +104,8 @@ def hot_routes(gateway: Gateway) -> list[HotRoute]:
         if signed:
             principal = await gateway.keys.authenticate(scope, body=body)
         principal.require("alarms", gateway.alarms.app)
-        query = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=64)
-        product = query.get("product", ["opmanager"])[0]
-        if product not in _NUMBERS:
-            raise Problem(400, "unknown product", f"Allowed: {', '.join(_NUMBERS)}.", field="product")
-        source = query.get("source", [""])[0].strip()[:256] or principal.name or "opmanager"
+        source, product = _instance(scope)
+        source = source or principal.name or "opmanager"
         kind = _content_type(scope)
         parsing = partial(parse, body, kind, source=source, numbers=_NUMBERS[product])
         event = (
@@ -178,6 +175,23 @@ async def _read(receive: Receive, kept: int) -> tuple[bytes, int]:
             raise Problem(413, detail=f"The body exceeds {MAX_DRAINED_OCTETS:,} octets, the limit here.")
         if not message.get("more_body", False):
             return b"".join(parts), size
+
+
+def _instance(scope: Scope) -> tuple[str, str]:
+    """Name and product of the OpManager as the URL has them, "" where it has none.
+
+    Raises:
+      Problem: 400, the product is unknown.
+    """
+    octets = scope["query_string"]
+    if not octets:
+        return "", "opmanager"
+    query = dict(reversed(parse_qsl(octets.decode("latin-1")[:4_096])))
+    product = query.get("product", "opmanager")
+    if product not in _NUMBERS:
+        raise Problem(400, "unknown product", f"Allowed: {', '.join(_NUMBERS)}.", field="product")
+    source = "".join(character for character in query.get("source", "") if character.isprintable())
+    return source.strip()[:256], product
 
 
 def _content_type(scope: Scope) -> str:
