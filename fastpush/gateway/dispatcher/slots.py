@@ -6,9 +6,9 @@ slow disk or a slow APNs is felt by the claims. Three rules share them out:
 - Each app may hold at most its own limit. A quarter of all slots is divided among the apps: so many each of
   them may always have, however long the others keep theirs.
 - The last tenth, of the whole and of each app's, is for high priority.
-- Who waits gets slots in turns of a quantum each, high priority before the rest (Shreedhar and Varghese,
-  "Efficient fair queueing using deficit round robin"; every notification costs the same, so a deficit is what
-  a turn could not give for lack of free slots).
+- Who waits gets slots in turns of a quantum each, high priority before the rest: deficit round robin
+  (Shreedhar and Varghese, "Efficient fair queueing using deficit round robin"). Every notification costs one
+  slot, so a turn leaves no deficit; who came to nothing for lack of slots is the first of the next round.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Share:
 class Flow:
     """One kind of traffic of one app, served in the order in which it asks."""
 
-    __slots__ = ("_deficit", "_event", "_granted", "_wanted", "high", "share", "slots")
+    __slots__ = ("_event", "_granted", "_wanted", "high", "share", "slots")
 
     def __init__(self, slots: Slots, share: Share, *, high: bool) -> None:
         self.slots = slots
@@ -48,7 +48,6 @@ class Flow:
         self.high = high
         self._wanted = 0
         self._granted = 0
-        self._deficit = 0
         self._event: trio.Event | None = None
 
     async def acquire(self, most: int) -> int:
@@ -119,17 +118,18 @@ class Slots:
             self._share_out()
 
     def _share_out(self) -> None:
+        """Give what is free in turns of a quantum. Who got some leaves the queue; the others keep their place."""
         for queue in (self._high, self._normal):
-            for _ in range(len(queue)):
-                flow = queue.popleft()
-                flow._deficit = min(flow._deficit + QUANTUM, flow._wanted)
-                granted = min(flow._deficit, self.free(flow))
-                if granted == 0:
-                    queue.append(flow)
-                    continue
-                flow._deficit = flow._deficit - granted if granted < flow._wanted else 0
-                flow._granted = granted
+            turns = deque(queue)
+            while turns:
+                flow = turns.popleft()
+                granted = min(QUANTUM, flow._wanted - flow._granted, self.free(flow))
+                flow._granted += granted
                 flow.share.held += granted
                 self.held += granted
+                if granted == QUANTUM and flow._granted < flow._wanted:
+                    turns.append(flow)
+            for flow in [flow for flow in queue if flow._granted]:
+                queue.remove(flow)
                 assert flow._event is not None
                 flow._event.set()
