@@ -807,6 +807,24 @@ async def test_waiting_for_work_misses_nothing(life, autojump_clock):
         seen = await outbox.wait_for_work(seen)
 
 
+async def test_a_retry_claimed_in_the_millisecond_of_its_due_time_is_not_claimed_again(life):
+    async with life as outbox:
+        await outbox.accept(APP, entries(2))
+        first, second = await outbox.claim(APP, 2)
+        due = life.clock() + 1
+        await outbox.settle(
+            [],
+            [
+                Retry(first.batch, first.index, due, 1, life.clock()),
+                Retry(second.batch, second.index, due + 1, 1, life.clock()),
+            ],
+        )
+        life.clock.now = due
+        assert tokens(await outbox.claim(APP, 5)) == [0]
+        life.clock.now = due + 1
+        assert tokens(await outbox.claim(APP, 5)) == [1]
+
+
 # What is kept.
 
 

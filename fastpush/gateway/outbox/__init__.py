@@ -358,6 +358,15 @@ class Outbox(Protocol):
         marked on disk before this returns.
         """
 
+    async def survey(
+        self, app: str, after: int, *, high: bool
+    ) -> tuple[list[tuple[str, str, int, int]], int | None]:
+        """What waits under a collapse id, claimed or not, by pages in the order of acceptance.
+
+        Returns device token, collapse id, batch and index of each, and what to give as `after` for the next
+        page; None: there is none. The first `after` is 0.
+        """
+
     async def claim_fanouts(self, app: str) -> list[Fanout]:
         """The fan-outs of an app that are not walked to their end, oldest first, high priority before."""
 

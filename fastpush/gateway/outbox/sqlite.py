@@ -544,8 +544,29 @@ class SqliteOutbox:
                 lane.due_cursor = page.rows[-1][:4]
             if page.next_due is not None:
                 lane.next_due = min(lane.next_due, page.next_due)
+                self._notify()  # who began to wait while it was read knew of no due time
             if stale:
                 self._storage.submit(Job(rows=stale, essential=True))
+
+    async def survey(
+        self, app: str, after: int, *, high: bool
+    ) -> tuple[list[tuple[str, str, int, int]], int | None]:
+        await trio.lowlevel.checkpoint()
+        owner = self._memory.apps.get(app)
+        if owner is None:
+            return [], None
+        number = (owner.high if high else owner.normal).number
+        page = await self._storage.read(
+            lambda connection: records.lane_page(connection, number, after, PAGE_ENTRIES, self._first_log)
+        )
+        names = [
+            (entry.device_token, entry.collapse_id, found.batch, index)
+            for found in page
+            if not found.rest
+            for index, entry in enumerate(found.entries)
+            if entry.collapse_id is not None and index not in found.ended and entry.device_token is not None
+        ]
+        return names, page[-1].batch if page else None
 
     async def claim_fanouts(self, app: str) -> list[Fanout]:
         await trio.lowlevel.checkpoint()
@@ -556,7 +577,8 @@ class SqliteOutbox:
         return sorted(walking, key=lambda fanout: (not fanout.entry.high, fanout.id))
 
     async def begin_page(self, fanout: int, last_device_token: str, count: int) -> None:
-        if self._memory.walks[fanout].fanout.entry.delivery != "once":
+        walk = self._memory.walks.get(fanout)
+        if walk is None or walk.fanout.entry.delivery != "once":  # without one it was purged
             await trio.lowlevel.checkpoint()
             return
 
