@@ -63,7 +63,9 @@ class Registry:
         await trio.lowlevel.checkpoint()
         return {}
 
-    def report(self, app: str, verdicts: Sequence[tuple[str, int, str, int | None, float]]) -> None:
+    def report(
+        self, app: str, verdicts: Sequence[tuple[str, int, str, int | None, float]], *, accepted: int = 0
+    ) -> None:
         pass
 
     def breaker(self, app: str) -> str | None:
@@ -101,7 +103,10 @@ async def open_house(job: Job) -> AsyncGenerator[tuple[House, trio.Nursery], Non
         ca_file=job.ca_file, max_connections=job.connections,
     )  # fmt: skip
     with tempfile.TemporaryDirectory(dir=os.environ.get("FASTPUSH_BENCHMARK_DIRECTORY")) as folder:
-        async with open_storage(Path(folder) / "gateway.db", LIMITS) as storage, trio.open_nursery() as nursery:
+        async with (
+            open_storage(Path(folder) / "gateway.db", LIMITS) as storage,
+            trio.open_nursery() as nursery,
+        ):
             outbox = await open_outbox(storage, limits=OutboxLimits(pending_after=60.0))
             await nursery.start(outbox.run)
             apps = await nursery.start(Apps([settings], credentials={APP: key}).run)
@@ -183,7 +188,10 @@ async def parts(job: Job, watch: Watch) -> int:
             now = time.time()
             for start in range(0, len(claims), BATCH):
                 await house.outbox.settle(
-                    [End(claim.batch, claim.index, "accepted", now, 200) for claim in claims[start : start + BATCH]]
+                    [
+                        End(claim.batch, claim.index, "accepted", now, 200)
+                        for claim in claims[start : start + BATCH]
+                    ]
                 )
     return accepted
 

@@ -8,7 +8,7 @@ used, or that APNs refuses, stops its line and no other one.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, final
 
 import trio
@@ -16,7 +16,7 @@ import trio
 from fastpush.client import Client, open_client
 from fastpush.credentials import Credential
 from fastpush.errors import CredentialRefused, InvalidCredential
-from fastpush.events import ClientEvent, ClientStatistics, CredentialWasRefused
+from fastpush.events import ClientEvent, ClientStatistics, Connected, CredentialWasRefused
 from fastpush.gateway.config import AppSettings, CredentialSettings, SecretUnusable
 
 __all__ = ["App", "AppSettings", "Apps", "CredentialSettings", "Line", "Role", "State"]
@@ -27,7 +27,8 @@ Environment = Literal["production", "development"]
 Role = Literal["main", "standby"]
 State = Literal["running", "paused", "refused", "unreachable"]
 
-LOOK_EVERY = 1.0  # seconds between two looks at whether a stopped client goes on
+LOOK_EVERY = 1.0  # seconds between two looks at whether a client has a connection, and goes on
+LOST_AFTER = 10.0  # seconds without any connection after which an app counts as unreachable
 
 
 @final
@@ -48,6 +49,7 @@ class Line:
         self.stopped: str | None = None
         self.refused = False
         self._opening = False
+        self._connected_at = 0.0
         self._changed = trio.Event()
 
     def __repr__(self) -> str:
@@ -55,12 +57,12 @@ class Line:
 
     def stop(self, reason: str, *, refused: bool) -> None:
         """Say that nothing goes out through it. Who feeds it waits for `changed`."""
-        if self.stopped is None:
-            logger.error("%s: nothing is sent to %s: %s", self.app.name, self.environment, reason)
-            self.stopped, self.refused = reason, refused
-            self._notify()
-            self.app._stopped(self)
+        news = self.stopped is None
         self.stopped, self.refused = reason, refused
+        if news:
+            logger.error("%s: nothing is sent to %s: %s", self.app.name, self.environment, reason)
+            self._notify()
+            self.app._line_changed(self)
 
     def go_on(self) -> None:
         """Say that it takes pushes again."""
@@ -68,7 +70,7 @@ class Line:
             logger.info("%s: sending to %s goes on", self.app.name, self.environment)
             self.stopped, self.refused = None, False
             self._notify()
-            self.app._notify()
+            self.app._line_changed(self)
 
     async def changed(self) -> None:
         """Wait until it stops, goes on, or is opened."""
@@ -81,6 +83,10 @@ class Line:
     def _heard(self, event: ClientEvent) -> None:
         if isinstance(event, CredentialWasRefused):
             self.stop(f"APNs refuses {event.identity}: {event.reason}", refused=True)
+        elif isinstance(event, Connected) and self.client is not None:
+            self._connected_at = trio.current_time()
+            if not self.refused and self.client.statistics().stopped is None:
+                self.go_on()
 
     async def _run(self, credential: Credential) -> None:
         settings = self.app.settings
@@ -99,13 +105,22 @@ class Line:
             self.client = client
             self.go_on()
             self._notify()
+            self._connected_at = trio.current_time()
             while True:
-                if self.stopped is None:
-                    await self._changed.wait()
-                    continue
                 await trio.sleep(LOOK_EVERY)
-                if client.statistics().stopped is None:
-                    self.go_on()
+                self._look(client.statistics())
+
+    def _look(self, statistics: ClientStatistics) -> None:
+        """See whether a stopped client goes on, and whether one has no connection for long."""
+        now = trio.current_time()
+        connected = any(connection.state in ("open", "draining") for connection in statistics.connections)
+        if connected:
+            self._connected_at = now
+        if statistics.stopped is None and connected:
+            self.go_on()
+        elif self.stopped is None and now > self._connected_at + LOST_AFTER:
+            reason = statistics.stopped or f"no connection for {LOST_AFTER:g} s"
+            self.stop(reason, refused=False)
 
 
 @final
@@ -117,6 +132,8 @@ class App:
         self.name = settings.name
         self.paused: str | None = None
         """Why nothing is dispatched although APNs would take it: an operator's pause, or the breaker."""
+        self.watchers: list[Callable[[Line], None]] = []
+        """Called at once with a line that stopped or goes on."""
         self._nursery = nursery
         self._credentials: dict[Role, Credential] = {}
         self._lines: dict[tuple[Environment, Role], Line] = {}
@@ -165,7 +182,7 @@ class App:
     def best_line(self, environment: Environment) -> Line:
         """The one to send through: the standby's where it works and the app's own does not."""
         main = self.line(environment)
-        if main.stopped is None or self.settings.standby is None:
+        if main.stopped is None or not self._has_standby:
             return main
         standby = self.line(environment, "standby")
         return standby if standby.stopped is None else main
@@ -173,6 +190,10 @@ class App:
     def credential(self, role: Role = "main") -> Credential | None:
         """What it uses; None for a standby that was not needed yet, or what could not be read."""
         return self._credentials.get(role)
+
+    @property
+    def _has_standby(self) -> bool:
+        return self.settings.standby is not None or "standby" in self._credentials
 
     async def use_credential(self, credential: Credential, *, role: Role = "main") -> None:
         """Prove another credential, and use it from now on; nothing is lost.
@@ -224,12 +245,11 @@ class App:
         finally:
             line._opening, line.client = False, None
 
-    def _stopped(self, line: Line) -> None:
-        if line.role == "main" and self.settings.standby is not None:
+    def _line_changed(self, line: Line) -> None:
+        if line.stopped is not None and line.role == "main" and self._has_standby:
             self.line(line.environment, "standby")
-        self._notify()
-
-    def _notify(self) -> None:
+        for watcher in self.watchers:
+            watcher(line)
         self._changed.set()
         self._changed = trio.Event()
 
@@ -239,11 +259,18 @@ class Apps(Mapping[str, App]):
     """All apps by name. `run` opens their clients and keeps them until it is cancelled."""
 
     def __init__(
-        self, settings: Sequence[AppSettings], *, credentials: Mapping[str, Credential] | None = None
+        self,
+        settings: Sequence[AppSettings],
+        *,
+        credentials: Mapping[str, Credential] | None = None,
+        standbys: Mapping[str, Credential] | None = None,
     ) -> None:
         """Take the settings, and for some apps credentials in place of what their settings name."""
         self._settings = settings
-        self._given = credentials or {}
+        self._given: dict[Role, Mapping[str, Credential]] = {
+            "main": credentials or {},
+            "standby": standbys or {},
+        }
         self._apps: dict[str, App] = {}
 
     def __getitem__(self, name: str) -> App:
@@ -260,8 +287,9 @@ class Apps(Mapping[str, App]):
         async with trio.open_nursery() as nursery:
             for settings in self._settings:
                 app = self._apps[settings.name] = App(settings, nursery)
-                if settings.name in self._given:
-                    app._credentials["main"] = self._given[settings.name]
+                for role, given in self._given.items():
+                    if settings.name in given:
+                        app._credentials[role] = given[settings.name]
             for app in self._apps.values():
                 app.line(app.settings.environments[0])
             task_status.started(self)

@@ -11,12 +11,15 @@ from typing import NamedTuple
 
 import trio
 
+from fastpush.credentials import SigningKey
 from fastpush.gateway.apps import Apps, AppSettings, CredentialSettings
 from fastpush.gateway.dispatcher import Dispatcher
 from fastpush.gateway.outbox import Entry
+from fastpush.gateway.outbox.packing import read_log
 from fastpush.gateway.outbox.sqlite import open_outbox
 from fastpush.gateway.storage import Limits, open_storage
-from fastpush.simulator import open_simulator
+from fastpush.proof import NOBODY
+from fastpush.simulator import TrustedKey, open_simulator
 from tests.ledger import Account
 
 APP = "com.example.app"
@@ -59,7 +62,7 @@ class Registry:
             if token in self.environments_of
         }
 
-    def report(self, app, verdicts):
+    def report(self, app, verdicts, *, accepted=0):
         self.reported += verdicts
 
     def breaker(self, app):
@@ -72,7 +75,7 @@ class Registry:
 
 
 def token(number):
-    return f"{number:064x}"
+    return f"{number + 1:064x}"
 
 
 def entry(number, **fields):
@@ -104,6 +107,7 @@ class House:
         self.apps = apps
         self.dispatcher = dispatcher
         self.told = []
+        self.names = {}
         self.account = Account()
         dispatcher.on_outcomes(self.told.append)
 
@@ -111,7 +115,7 @@ class House:
         """Accept a batch, and remember what was promised."""
         acceptance = await self.outbox.accept(app, entries)
         for index, one in enumerate(entries):
-            name = str_of(acceptance.apns_id(index))
+            name = self.names[acceptance.batch, index] = str_of(acceptance.apns_id(index))
             self.account.add({"kind": "offer", "id": name, "expiration": one.expiration or None})
             self.account.add({"kind": "ack", "id": name})
         return acceptance
@@ -119,7 +123,11 @@ class House:
     async def until_quiet(self, within=20.0):
         """Wait until nothing waits."""
         await until(
-            lambda: not any(each.count or each.fanouts for each in self.outbox.waiting().values()), within
+            lambda: (
+                not any(each.count or each.fanouts for each in self.outbox.waiting().values())
+                and not self.dispatcher.busy
+            ),
+            within,
         )
 
     def ends(self):
@@ -139,14 +147,14 @@ def str_of(octets):
 
 
 @asynccontextmanager
-async def open_house(path, apps, *, credentials, devices=None, **options):
+async def open_house(path, apps, *, credentials, standbys=None, devices=None, **options):
     """Everything below ingest, with these settings of apps and their credentials by name."""
     async with AsyncExitStack() as stack:
         storage = await stack.enter_async_context(open_storage(path, LIMITS))
         nursery = await stack.enter_async_context(trio.open_nursery())
         outbox = await open_outbox(storage)
         await nursery.start(outbox.run)
-        opened = await nursery.start(Apps(apps, credentials=credentials).run)
+        opened = await nursery.start(Apps(apps, credentials=credentials, standbys=standbys).run)
         registry = devices or Registry()
         dispatcher = Dispatcher(outbox, registry, opened, **options)
         house = House(storage, outbox, registry, opened, dispatcher)
@@ -156,30 +164,75 @@ async def open_house(path, apps, *, credentials, devices=None, **options):
 
 
 @asynccontextmanager
-async def open_all(path, *, faults=(), devices=None, app=None, options=None, **simulator):
-    """A simulator with its ledger in a file, and a house with one app for it."""
+async def open_all(
+    path, *, faults=(), devices=None, app=None, options=None, standby=False, both=False, **simulator
+):
+    """A simulator with its ledger in a file, and a house with one app for it.
+
+    `standby`: with a second key; `both`: with a simulator of the development environment, too.
+    """
     ledger = Path(path).with_suffix(".apns")
-    async with open_simulator(topics=[APP], faults=list(faults), ledger_file=ledger, **simulator) as apns:
+    app = dict(app or {})
+    if standby:
+        app["standby"] = CredentialSettings()
+    async with AsyncExitStack() as stack:
+        apns = await stack.enter_async_context(
+            open_simulator(topics=[APP], faults=list(faults), ledger_file=ledger, **simulator)
+        )
         apns.ledger_path = ledger
-        async with open_house(
-            path, [settings(apns, **(app or {}))], credentials={APP: apns.signing_key()}, devices=devices,
-            **(options or {}),
-        ) as house:  # fmt: skip
-            yield apns, house
+        issued = apns.issue_signing_key()
+        key = SigningKey.from_bytes(issued.p8, key_id=issued.key_id, team_id=issued.team_id)
+        credentials = {APP: key}
+        development = None
+        if both:
+            development = await stack.enter_async_context(
+                open_simulator(topics=[APP], environment="development", authority=apns.authority)
+            )
+            point = TrustedKey.point_of(issued.public_key)
+            development.trust_key(TrustedKey(issued.key_id, issued.team_id, point))
+            app |= {
+                "environment": "both",
+                "development_host": development.host,
+                "development_port": development.port,
+            }
+        house = await stack.enter_async_context(
+            open_house(
+                path,
+                [settings(apns, **app)],
+                credentials=credentials,
+                devices=devices,
+                standbys={APP: apns.signing_key()} if standby else None,
+                **(options or {}),
+            )
+        )
+        house.key, house.development = key, development
+        yield apns, house
 
 
 async def judge(apns, house, **allowed):
     """Let the ledger's checker compare what was promised, what APNs saw, and what is recorded."""
     account = house.account
-    account.read_seen(apns.ledger_path)
-    for name in account.acked:
-        record = await house.outbox.find(bytes.fromhex(name.replace("-", "")))
-        if record is None:
-            continue
-        if record.outcome is None:
+    for line in apns.ledger_path.read_text().splitlines():
+        seen = json.loads(line)
+        if seen["device_token"] != NOBODY:  # what proves a new credential
+            account.add({"kind": "seen", "id": seen["apns_id"], "at": seen["at"], "fate": seen["fate"]})
+    records = await house.storage.read(ends_on_disk)
+    for place, name in house.names.items():
+        ends = records.get(place, ())
+        for outcome in ends:
+            account.add({"kind": "end", "id": name, "state": outcome})
+        if not ends:
             account.add({"kind": "waiting", "id": name})
-        else:
-            account.add({"kind": "end", "id": name, "state": record.outcome})
     verdict = account.check(**allowed)
     assert verdict.good, f"{verdict}\n{json.dumps(dict(apns.ledger.counts))}"
     return verdict
+
+
+def ends_on_disk(connection):
+    """Every recorded end, by batch and index."""
+    ends = {}
+    for batch, log in connection.execute("SELECT batch, log FROM outcome WHERE log IS NOT NULL").fetchall():
+        for fate in read_log(log):
+            if fate.attempt.outcome != "retry":
+                ends.setdefault((batch, fate.place), []).append(fate.attempt.outcome)
+    return ends

@@ -118,7 +118,7 @@ class Slots:
             self._share_out()
 
     def _share_out(self) -> None:
-        """Give what is free in turns of a quantum. Who got some leaves the queue; the others keep their place."""
+        """Give what is free in turns of a quantum; who got nothing keeps its place."""
         for queue in (self._high, self._normal):
             turns = deque(queue)
             while turns:

@@ -17,7 +17,26 @@ from fastpush.errors import CredentialRefused, InvalidCredential, InvalidNotific
 from fastpush.gateway.outbox import End, Entry, Retry
 from fastpush.notification import Response
 
-__all__ = ["Patience", "Verdict", "Way", "due_after", "judge", "verdict_of"]
+__all__ = ["Patience", "Verdict", "Way", "due_after", "judge", "known_reason", "verdict_of"]
+
+
+# Apple, "Handling notification responses from APNs", and what is written here.
+KNOWN_REASONS = frozenset(
+    """
+    BadCollapseId BadDeviceToken BadExpirationDate BadMessageId BadPriority BadTopic DeviceTokenNotForTopic
+    DuplicateHeaders IdleTimeout InvalidPushType MissingDeviceToken MissingTopic PayloadEmpty TopicDisallowed
+    BadCertificate BadCertificateEnvironment ExpiredProviderToken Forbidden InvalidProviderToken
+    MissingProviderToken UnrelatedKeyIdInToken BadEnvironmentKeyIdInToken BadEnvironmentKeyInToken BadPath
+    MethodNotAllowed ExpiredToken Unregistered PayloadTooLarge TooManyProviderTokenUpdates TooManyRequests
+    InternalServerError ServiceUnavailable Shutdown
+    Lost NotSent Superseded
+    """.split()  # noqa: SIM905
+)
+
+
+def known_reason(reason: str) -> str:
+    """The reason, or "other": a label of metrics may not be filled by strangers."""
+    return reason if not reason or reason in KNOWN_REASONS else "other"
 
 
 class Way(enum.Enum):
