@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build run test night bench guard lint format campaigns clean
+.PHONY: help build run test night bench publish guard lint format campaigns clean
 
 help:
 	@echo 'make run        start a simulated APNs and send 10,000 alarms to it'
@@ -26,6 +26,7 @@ help:
 	@echo 'make lint       ruff, mypy, and the compiled modules against their types'
 	@echo 'make format     lay the sources out as `make lint` wants them'
 	@echo 'make bench      the benchmarks of benchmarks/; ARGS= goes to them'
+	@echo 'make publish    the benchmarks three times, their figures into README.md and benchmarks/README.md'
 	@echo 'make guard      fail where a push costs 5 % more instructions than before and no commit says why'
 	@echo 'make campaigns  the long random tests, each with a seed that it prints'
 	@echo 'make night      the long lanes of kills, power cuts and killed migrations; ARGS= goes to pytest'
@@ -63,16 +64,18 @@ run: build
 test: build $(VENV)/tools
 	@$(BIN)/python -m pytest $(ARGS)
 
-# What only the benchmarks use. Without it they lack their plots, no more.
+# What only the benchmarks use: without it they lack their plots, and some senders to compare with.
 $(VENV)/bench: $(VENV)/installed
-	@echo 'installing what the benchmarks draw with'
-	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"], sep="\n")' \
-		>$(VENV)/bench-requirements.txt
-	@$(PIP) install -r $(VENV)/bench-requirements.txt || true
+	@echo 'installing what the benchmarks draw with and compare with'
+	@scripts/prepare.sh peers $(VENV)
 	@touch $@
 
 bench: build $(VENV)/tools $(VENV)/bench
 	@$(BIN)/python -m benchmarks --output $(OUTPUT) $(ARGS)
+
+# All of it, three times what has to hold on each run; half an hour on a machine with nothing else to do.
+publish: build $(VENV)/tools $(VENV)/bench
+	@$(BIN)/python -m benchmarks publish --runs 3 $(OUTPUT)
 
 # Counts instructions here and in the commit before; benchmarks/guard.py says what it wants.
 guard: build $(VENV)/tools

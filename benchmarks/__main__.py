@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import plots
+from benchmarks import plots, publish, targets
 from benchmarks.reporting import conditions_line
 from benchmarks.servers import NotInstalled
 
@@ -25,7 +25,7 @@ NAMES = {
     "simulator": "the simulated APNs: requests a second on one processor",
     "scale": "CPU, memory and system calls from 10,000 to ten million pushes, over 1 to 16 connections",
 }
-USUAL = ("micro", "encode", "sign", "send", "latency", "scale", "simulator")
+USUAL = ("micro", "encode", "sign", "instructions", "send", "latency", "scale", "simulator", "outbox")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,13 +40,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     modules = {name: importlib.import_module(f"benchmarks.{name}") for name in NAMES}
     for name, text in NAMES.items():
         modules[name].add_arguments(commands.add_parser(name, help=text, description=modules[name].__doc__))
+    publish.add_arguments(
+        commands.add_parser("publish", help="put kept figures into the pages", description=publish.__doc__)
+    )
     arguments = parser.parse_args(argv)
+    if arguments.name == "publish":
+        return publish.main(arguments, USUAL)
     if arguments.name is None:
         # Without a name: each with its defaults.
         todo = [(name, parser.parse_args([name])) for name in USUAL]
     else:
         todo = [(arguments.name, arguments)]
     complete = True
+    results = {}
     for name, chosen in todo:
         try:
             result = modules[name].run(chosen)
@@ -54,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{name}: not run: {reason}\n", file=sys.stderr, flush=True)
             complete = False
             continue
+        results[name] = result
         complete = complete and not result.get("no_figure")
         if arguments.json:
             print(json.dumps(result), flush=True)
@@ -63,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.output is not None:
             # Each as soon as it is there: the next may take minutes, or fail.
             keep(result, arguments.output)
+    if arguments.name is None and not arguments.json:
+        print(targets.table([results]))
     return 0 if complete else 1
 
 

@@ -153,7 +153,7 @@ def last_line(contender: Contender, job: str, cores: Cores) -> str:
             timeout=CONTENDER_WITHIN,
             check=False,
             cwd=ROOT,
-            env=os.environ | contender.environment,
+            env=contender.surroundings(),
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NoFigure(str(error).replace(job, "…")) from None

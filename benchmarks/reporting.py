@@ -28,10 +28,14 @@ class Table:
     def note(self, text: str) -> None:
         self.notes.append(text)
 
+    def on_the_left(self) -> set[int]:
+        """The columns of words; the others have numbers."""
+        return {0, *(place for place, name in enumerate(self.columns) if name in ("asked", "versions", ""))}
+
     def __str__(self) -> str:
         lines = [self.columns, *self.rows]
         widths = [max(len(line[place]) for line in lines) for place in range(len(self.columns))]
-        left = {0, *(p for p, name in enumerate(self.columns) if name == "versions")}
+        left = self.on_the_left()
         text = [self.title]
         for line in lines:
             cells = (

@@ -97,8 +97,20 @@ tools() {
     fi
 }
 
+# The senders that the benchmarks compare with; one that cannot be had is left out there, with a line.
+peers() {
+    "$1/bin/python" -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"], sep="\n")' |
+    while read -r wanted; do
+        "$1/bin/python" -m pip --disable-pip-version-check --quiet install "$wanted" || say "not installed: $wanted"
+    done
+    have npm || { say "npm is not installed (on Debian: apt install npm); its senders are left out"; return 0; }
+    npm install --silent --no-fund --no-audit --prefix "$1/peers" @parse/node-apn apns2 >/dev/null ||
+        say "not installed: @parse/node-apn, apns2"
+}
+
 case ${1:-} in
     venv) venv "${2:?the folder of the virtual environment}" ;;
     tools) tools ;;
-    *) die "usage: scripts/prepare.sh venv DIR | tools" ;;
+    peers) peers "${2:?the folder of the virtual environment}" ;;
+    *) die "usage: scripts/prepare.sh venv DIR | tools | peers DIR" ;;
 esac

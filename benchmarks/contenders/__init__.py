@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 HERE = Path(__file__).parent
+NODE_PATH = os.pathsep.join(
+    filter(None, (os.environ.get("NODE_PATH"), str(Path(sys.prefix, "peers", "node_modules"))))
+)
+"""Where node looks for the peers: where `make bench` puts them, and where the caller says."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,10 @@ class Contender:
     package: str = ""
     """What pip calls the module, where that is another name."""
 
+    def surroundings(self) -> dict[str, str]:
+        """The environment in which it runs."""
+        return os.environ | {"NODE_PATH": NODE_PATH} | self.environment
+
     def missing(self) -> str | None:
         """What to install before it can run; None when it can."""
         if self.command[0] == sys.executable:
@@ -88,13 +97,16 @@ class Contender:
                 return f"pip install {self.package or self.needs}"
             return None
         if shutil.which(self.command[0]) is None:
-            return f"{self.command[0]} is not installed"
+            return f"{self.command[0]} is not installed: apt install nodejs npm"
         if self.needs:
             found = subprocess.run(
-                ["node", "-e", f"require.resolve('{self.needs}')"], capture_output=True, cwd=HERE
+                ["node", "-e", f"require.resolve('{self.needs}')"],
+                capture_output=True,
+                cwd=HERE,
+                env=self.surroundings(),
             )
             if found.returncode != 0:
-                return f"npm install --prefix DIR {self.needs}, then NODE_PATH=DIR/node_modules"
+                return f"npm install --prefix {Path(sys.prefix, 'peers')} {self.needs}"
         return None
 
 
