@@ -84,13 +84,15 @@ def test_commands_in_the_documentation_have_only_options_that_exist(block: Block
     words = shlex.split(line.removeprefix("$ "), comments=True)[1:]
     assert isinstance(main, click.Group)
     if not words[0].startswith("-"):
-        assert words[0] in main.commands, f"{block}: there is no `fastpush {words[0]}`"
-        options = {option for parameter in main.commands[words[0]].params for option in parameter.opts} | {
-            "--help"
-        }
-        for word in words[1:]:
-            if word.startswith("--"):
-                assert word.split("=")[0] in options, f"{block}: fastpush {words[0]} has no {word}"
+        command: click.Command = main
+        options = {"--help"}
+        for word in words:
+            if isinstance(command, click.Group) and not word.startswith("-"):
+                assert word in command.commands, f"{block}: {command.name} has no command {word}"
+                command = command.commands[word]
+                options |= {option for parameter in command.params for option in parameter.opts}
+            elif word.startswith("--"):
+                assert word.split("=")[0] in options, f"{block}: {command.name} has no {word}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -128,8 +130,12 @@ def test_each_option_of_the_command_line_is_explained() -> None:
     """In `--help` itself, and by name in docs/cli.md."""
     documented = (ROOT / "docs/cli.md").read_text()
     assert isinstance(main, click.Group)
-    for name, command in main.commands.items():
+    below: list[click.Command] = [main]
+    while below:
+        command = below.pop()
+        if isinstance(command, click.Group):
+            below += command.commands.values()
         for parameter in command.params:
-            if isinstance(parameter, click.Option):
-                assert parameter.help, f"fastpush {name} {parameter.opts[0]} has no help"
+            if isinstance(parameter, click.Option) and command is not main:
+                assert parameter.help, f"fastpush {command.name} {parameter.opts[0]} has no help"
                 assert f"`{parameter.opts[0]}`" in documented, f"{parameter.opts[0]} is not in docs/cli.md"

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import click
 
+from fastpush.cli.backup import backup
 from fastpush.cli.bench import bench
 from fastpush.cli.doctor import doctor
+from fastpush.cli.outbox import outbox
 from fastpush.cli.running import show_warnings
 from fastpush.cli.send import send
 from fastpush.cli.serve import serve
@@ -50,8 +52,10 @@ def main(context: click.Context) -> None:
         show_warnings()
 
 
+main.add_command(backup)
 main.add_command(bench)
 main.add_command(doctor)
+main.add_command(outbox)
 main.add_command(send)
 main.add_command(serve)
 main.add_command(simulate)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import logging
 import os
 import pwd
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
@@ -33,11 +34,21 @@ import h11
 import orjson
 import trio
 
-from fastpush.cli.running import Failure, alone, run
+from fastpush.cli.running import Failure, Misuse, alone, run
 from fastpush.gateway.control import Application, socket_path, trusted
 from fastpush.gateway.storage import Storage, StorageError, StorageUnusable, open_storage
 
-__all__ = ["Control", "Refused", "Where", "gateway_options", "open_control", "quote", "run_with"]
+__all__ = [
+    "Control",
+    "Refused",
+    "Where",
+    "check_file",
+    "database_of",
+    "gateway_options",
+    "open_control",
+    "quote",
+    "run_with",
+]
 
 SILENT_AFTER = 120.0
 """Seconds in which a gateway that says nothing is given up; a purge of millions takes some."""
@@ -159,7 +170,9 @@ async def open_control(database: str | os.PathLike[str]) -> AsyncGenerator[Contr
         await stream.aclose()
         yield Control(_Socket(socket), path, running=True)
         return
-    _check_file(path)
+    check_file(path)
+    # What it says at its start is for the gateway's log.
+    logging.getLogger("fastpush.gateway.storage").setLevel(logging.ERROR)
     opened = False
     try:
         async with open_storage(path) as storage, _administration(storage) as application:
@@ -173,7 +186,7 @@ async def open_control(database: str | os.PathLike[str]) -> AsyncGenerator[Contr
         raise Failure(str(error)) from error
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
     """Raise Failure unless a stopped gateway's file may be opened. A missing one is never made here."""
     try:
         found = path.is_file()
@@ -368,33 +381,56 @@ async def _one(content: bytes) -> AsyncGenerator[bytes]:
 
 
 class Where(NamedTuple):
-    """Which gateway a command means."""
+    """Which gateway a command means: by its file, or by its configuration (None: the environment alone)."""
 
-    database: Path
+    database: Path | None
+    config: Path | None
 
 
 def gateway_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options that say which gateway it means, as its argument `where`."""
 
     @click.option(
+        "--config",
+        type=click.Path(dir_okay=False, path_type=Path),
+        envvar="FASTPUSH_CONFIG",
+        help="The gateway's configuration, which names its database.",
+    )
+    @click.option(
         "--database",
         type=click.Path(dir_okay=False, path_type=Path),
-        envvar="FASTPUSH_DATABASE",
-        required=True,
-        help="The gateway's file.",
+        help="The gateway's database itself, instead.",
     )
     @functools.wraps(command)
-    def wrapped(*arguments: Any, database: Path, **others: Any) -> Any:
-        return command(*arguments, where=Where(database), **others)
+    def wrapped(*arguments: Any, database: Path | None, config: Path | None, **others: Any) -> Any:
+        return command(*arguments, where=Where(database, config), **others)
 
     return wrapped
+
+
+def database_of(where: Where) -> Path:
+    """The gateway's database.
+
+    Raises:
+      Misuse: the configuration cannot be read.
+    """
+    if where.database is not None:
+        return where.database
+    from fastpush.gateway.config import InvalidConfig, database_path  # only here: it takes a moment
+
+    try:
+        return database_path(where.config)
+    except InvalidConfig as error:
+        raise Misuse(str(error)) from None
 
 
 def run_with(where: Where, body: Callable[[Control], Awaitable[int]]) -> NoReturn:
     """Reach the gateway, run `body`, and leave with the exit code that it returns."""
 
+    database = database_of(where)
+
     async def main() -> int:
-        async with open_control(where.database) as control:
+        async with open_control(database) as control:
             return await body(control)
 
     run(main)
