@@ -102,9 +102,9 @@ def in_words(send: dict[str, Any]) -> str:
     conditions = send["conditions"]
     cost, ratio = bulk["cpu_microseconds"], bulk["ratio"]
     lines = [
-        f"A push of `send_many` costs {cost:.1f} µs of processor time, **{ratio:.2f} times** what h2load, the load",
-        f"generator of nghttp2 in C, spends on the same request; {fan_out['ratio']:.2f} times with one payload for all,",
-        f"and {awaited['ratio']:.1f} times where each push is awaited by its own task.",
+        f"A push of `send_many` costs {cost:.1f} µs of processor time, **{ratio:.2f} times** what h2load",
+        "(nghttp2's load generator, in C) spends on the same request; with one payload for all it is",
+        f"{fan_out['ratio']:.2f} times, awaited by its own task {awaited['ratio']:.1f} times.",
     ]
     peers = [
         f"{title} {by_name[name]['cpu_microseconds'] / bulk['cpu_microseconds']:.0f}"
