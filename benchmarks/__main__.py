@@ -18,6 +18,7 @@ NAMES = {
     "micro": "nanoseconds of the parts: values, JSON, the HTTP/2 engine; no sockets",
     "instructions": "machine instructions of the parts, counted by callgrind; steady on a busy machine",
     "encode": "from an alarm to its JSON, beside orjson, msgspec and json",
+    "ingest": "the gateway over HTTP: CPU and rate of a notification accepted, and brought to its outcome",
     "outbox": "the gateway's outbox: rows and commits a second, with the trio thread busy too",
     "send": "CPU, rate and memory of a push, beside h2load and the peers, on haproxy",
     "sign": "the provider token: out of the cache, and signed anew",
