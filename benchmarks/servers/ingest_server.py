@@ -2,7 +2,8 @@
 
 python -m benchmarks.servers.ingest_server '{"kind": "gateway", "directory": …}'
 
-Prints one line of JSON when it listens. Each line that it reads is answered with its counts; it ends with its input.
+Prints one line of JSON when it listens. Each line that it reads is answered with its counts. It ends with its
+input.
 """
 
 from __future__ import annotations
@@ -92,8 +93,12 @@ async def hypercorn(job: dict[str, Any], nursery: trio.Nursery) -> tuple[str, st
 
     async def read_and_answer(scope: Any, receive: Any, send: Any) -> None:
         nonlocal requests
-        if scope["type"] != "http":
-            return
+        if scope["type"] == "lifespan":
+            while True:
+                kind = (await receive())["type"]
+                await send({"type": f"{kind}.complete"})
+                if kind == "lifespan.shutdown":
+                    return
         while (await receive()).get("more_body"):
             pass
         requests += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from http import HTTPStatus
 from math import inf
 from typing import Any
 
@@ -18,6 +19,7 @@ from ._head import flaw_of_chunked_end, flaw_of_framing, flaw_of_head, origin_fo
 from ._limits import KIBIOCTET, Refusal, problem, problem_headers
 from ._listeners import ClientCertificate
 
+REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}  # some clients cannot do without
 BUFFERED = 256 * KIBIOCTET  # octets of a body that wait for the application before we stop reading
 
 
@@ -195,7 +197,8 @@ class GuardedHTTP1(H11Protocol):
         early = self.stream is not None and self.stream.finishing and not self.stream.ended
         if self.context.terminated.is_set() or early:  # no further request can follow
             headers.append((b"connection", b"close"))
-        self._put(h11.Response(status_code=response.status_code, headers=headers))
+        reason = REASONS.get(response.status_code, b"")
+        self._put(h11.Response(status_code=response.status_code, headers=headers, reason=reason))
 
     def _put(self, event: h11.Event) -> None:
         octets = self.connection.send(event)
@@ -238,7 +241,8 @@ class GuardedHTTP1(H11Protocol):
                 body = problem(refusal.status, refusal.detail)
                 headers = [*problem_headers(body), *self.config.response_headers("h11")]
                 headers.append((b"connection", b"close"))
-                self._put(h11.Response(status_code=refusal.status, headers=headers))
+                reason = REASONS.get(refusal.status, b"")
+                self._put(h11.Response(status_code=refusal.status, headers=headers, reason=reason))
                 self._put(h11.Data(data=body))
                 self._put(h11.EndOfMessage())
                 await self._flush()
