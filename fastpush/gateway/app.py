@@ -52,6 +52,13 @@ STREAMED = frozenset((b"application/x-ndjson", b"application/ndjson", b"applicat
 SLOW_PATHS = frozenset(("/v1/backup",))
 BODY, STREAM, SLOW_ANSWER = BodyRule(), BodyRule.stream(), BodyRule(answer_seconds=None)
 
+UNCODED = Problem(
+    415,
+    detail="The body must not be compressed.",
+    field="Content-Encoding",
+    headers={"Accept-Encoding": "identity"},
+)
+
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 
 
@@ -115,7 +122,8 @@ class Application:
         if scope["type"] != "http":
             await send({"type": "websocket.close"})
             return
-        number = _named(scope) or f"{self._prefix}-{next(self._numbers):x}"
+        named, coding = _told(scope)
+        number = named or f"{self._prefix}-{next(self._numbers):x}"
         scope.setdefault("state", {})["request_id"] = number
         request_id.set(number)
         header = (b"x-request-id", number.encode())
@@ -130,6 +138,8 @@ class Application:
 
         try:
             label, app = self._find(scope)
+            if coding:
+                raise UNCODED
             await app(scope, receive, answer)
         except ClientDisconnect:
             return
@@ -178,12 +188,15 @@ async def write(problem: Problem, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def _named(scope: Scope) -> str:
-    """The sender's own id of the request, where it is a reasonable one."""
+def _told(scope: Scope) -> tuple[str, bool]:
+    """The sender's own id of the request, where it is a reasonable one, and whether the body is coded."""
+    named, coding = "", False
     for name, value in scope["headers"]:
         if name == b"x-request-id":
-            return value.decode() if REQUEST_ID.fullmatch(value) else ""
-    return ""
+            named = value.decode() if REQUEST_ID.fullmatch(value) else ""
+        elif name == b"content-encoding":
+            coding = coding or value.strip().lower() != b"identity"
+    return named, coding
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

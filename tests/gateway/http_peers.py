@@ -39,7 +39,7 @@ class Application:
         if path == "/stream":  # until somebody stops it
             await send({"type": "http.response.start", "status": 200, "headers": []})
             while True:
-                await send({"type": "http.response.body", "body": bytes(65_536), "more_body": True})
+                await send({"type": "http.response.body", "body": bytes(16_384), "more_body": True})
                 await trio.lowlevel.checkpoint()
         size = 0
         while True:

@@ -121,8 +121,6 @@ class Intake:
     )
     async def post(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        if headers.get(b"content-encoding", "identity") != "identity":
-            raise Problem(415, detail="The body must not be compressed.", field="Content-Encoding")
         content_type = headers.get(b"content-type", "").partition(";")[0].strip().lower()
         is_lines = content_type in LINES
         if not is_lines and content_type != "application/json":
