@@ -11,13 +11,14 @@ import re
 import secrets
 from collections.abc import Iterable, Sequence
 from itertools import count
+from time import perf_counter
 from types import ModuleType
 from typing import Any, final
 
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match, Route
 
-from fastpush.gateway import console, openapi
+from fastpush.gateway import console, metrics, openapi
 from fastpush.gateway.api import (
     ASGI,
     Gateway,
@@ -45,7 +46,7 @@ __all__ = ["Application", "admin_app", "body_rule", "ingest_app"]
 logger = logging.getLogger("fastpush.gateway.app")
 
 INGEST: list[ModuleType] = [notifications, enrolments, devices, alarms, opmanager, notices, health]
-ADMIN: list[ModuleType] = [outbox, keys, enrolments, devices, notices, health, console]
+ADMIN: list[ModuleType] = [outbox, keys, enrolments, devices, notices, health, metrics, console]
 """Modules of `fastpush.gateway.api`, asked for `routes`, `hot_routes` and `admin_routes`."""
 
 STREAMED = frozenset((b"application/x-ndjson", b"application/ndjson", b"application/jsonl", b"text/csv"))
@@ -108,6 +109,7 @@ class Application:
 
     def __init__(self, gateway: Gateway, routes: Sequence[BaseRoute], hot: Sequence[HotRoute]) -> None:
         self._answers = gateway.counters.answers
+        self._seconds = gateway.counters.answer_seconds
         self._routes = routes
         self._hot: dict[str, dict[str, ASGI]] = {}
         for route in hot:
@@ -127,12 +129,13 @@ class Application:
         scope.setdefault("state", {})["request_id"] = number
         request_id.set(number)
         header = (b"x-request-id", number.encode())
-        label, status = "", 0
+        label, status, began = "", 0, perf_counter()
 
         async def answer(message: dict[str, Any]) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                self._seconds[label].add(perf_counter() - began)
                 message["headers"] = [*message.get("headers", ()), header]
             await send(message)
 

@@ -60,8 +60,6 @@ class Counters:
       outcomes: ends by app, outcome and reason ("" for none).
       retries: attempts that are to be repeated, by app and reason.
       apns_seconds: from a push's first HEADERS to its answer, by app.
-      alarms: judged events by verdict and rule.
-      webhooks: posts by source and by what became of them.
     """
 
     def __init__(self) -> None:
@@ -71,5 +69,3 @@ class Counters:
         self.outcomes: defaultdict[tuple[str, str, str], int] = defaultdict(int)
         self.retries: defaultdict[tuple[str, str], int] = defaultdict(int)
         self.apns_seconds: defaultdict[str, Histogram] = defaultdict(Histogram)
-        self.alarms: defaultdict[tuple[str, str], int] = defaultdict(int)
-        self.webhooks: defaultdict[tuple[str, str], int] = defaultdict(int)

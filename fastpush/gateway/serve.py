@@ -236,7 +236,9 @@ class Service:
                 tell = partial(tell_of_devices, storage, devices, config.devices.webhook, clock=clock)
                 await background.start(tell)
             apps = await background.start(Apps(list(config.apps.values())).run)
-            dispatcher = Dispatcher(outbox, devices, apps, badge=alarms.open_count, clock=clock)
+            dispatcher = Dispatcher(
+                outbox, devices, apps, badge=alarms.open_count, clock=clock, counters=counters
+            )
             await background.start(dispatcher.run)
             vitals = Vitals(storage, partial(_reading, counters, storage, outbox, apps, clock), clock)
             await vitals.open()
