@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import trio
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from fastpush.gateway.api import Gateway
 from fastpush.gateway.app import body_rule, ingest_app
 from fastpush.gateway.apps import AppSettings, CredentialSettings
+from fastpush.gateway.config.sections import AdminSettings, Config, IngestSettings, StorageSettings
 from fastpush.gateway.counters import Counters
 from fastpush.gateway.http import open_listener, serve
 from fastpush.gateway.outbox.sqlite import OutboxLimits, open_outbox
 from fastpush.gateway.problems import Problem
+from fastpush.gateway.serve import Service
 from fastpush.gateway.storage import Limits, open_storage
 
 LIMITS = Limits(low_water_octets=0, low_water_share=0.0)
@@ -136,3 +141,59 @@ async def serving_gateway(gateway, *, app=None, **options):
 async def waiting(gateway, app="opm"):
     """All entries that wait, claimed."""
     return [claim.entry for claim in await gateway.outbox.claim(app, 100_000)]
+
+
+@contextmanager
+def running_gateway(folder, *, app="opm"):
+    """A whole gateway in a thread of its own, whose APNs cannot be reached: addresses, a key, the gateway."""
+    pem = ec.generate_private_key(ec.SECP256R1()).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (folder / "key.p8").write_bytes(pem)
+    (folder / "key.p8").chmod(0o600)
+    credential = CredentialSettings(
+        key_file=str(folder / "key.p8"), key_id="ABC123DEFG", team_id="DEF123GHIJ"
+    )
+    settings = AppSettings(
+        name=app, topic="com.example.opm", credential=credential, host="127.0.0.1", port=9
+    )  # fmt: skip
+    config = Config(
+        apps={app: settings},
+        ingest=IngestSettings(listen=("127.0.0.1:0",)),
+        admin=AdminSettings(listen=("127.0.0.1:0",)),
+        storage=StorageSettings(path=folder / "gateway.db", low_water_mib=0, low_water_percent=0),
+    )
+    there, found, failed = threading.Event(), {}, []
+
+    async def main():
+        service = Service(config)
+        async with trio.open_nursery() as nursery:
+            started = await nursery.start(service.run)
+            everything = ("notify", "devices", "alarms", "admin", "console")
+            _, secret = await started.gateway.keys.create("tester", everything, None, None)
+            found.update(
+                ingest=started.ingest[0], admin=started.admin[0], key=secret, gateway=started.gateway,
+                stop=service.stop, token=trio.lowlevel.current_trio_token(),
+            )  # fmt: skip
+            there.set()
+
+    def run():
+        try:
+            trio.run(main)
+        except BaseException as error:
+            failed.append(error)
+        finally:
+            there.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    there.wait(20)
+    assert not failed, failed
+    try:
+        yield found
+    finally:
+        for _ in range(2):  # the second cuts short the waiting for APNs
+            trio.from_thread.run_sync(found["stop"], trio_token=found["token"])
+        thread.join(30)
+    assert not failed, failed
+    assert not thread.is_alive()

@@ -7,15 +7,11 @@ from __future__ import annotations
 
 import os
 import random
-import threading
 from pathlib import Path
 
 import hypothesis
 import pytest
 import schemathesis
-import trio
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     allow_header_conformance,
@@ -31,11 +27,8 @@ from starlette.routing import Route
 from fastpush.gateway import app as gateway_app
 from fastpush.gateway import openapi
 from fastpush.gateway.api import HotRoute
-from fastpush.gateway.apps import AppSettings, CredentialSettings
-from fastpush.gateway.config.sections import AdminSettings, Config, IngestSettings, StorageSettings
-from fastpush.gateway.serve import Service
 from tests.gateway.asgi import ask
-from tests.gateway.gateways import open_gateway
+from tests.gateway.gateways import open_gateway, running_gateway
 
 CHECKED_IN = Path(__file__).resolve().parents[2] / "docs/openapi.json"
 DOCUMENT = openapi.document(gateway_app.INGEST, gateway_app.ADMIN)
@@ -106,59 +99,8 @@ def test_a_route_that_is_not_described_is_told():
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
-    """A whole gateway in a thread of its own, whose APNs cannot be reached: addresses and a key."""
-    folder = tmp_path_factory.mktemp("gateway")
-    pem = ec.generate_private_key(ec.SECP256R1()).private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    (folder / "key.p8").write_bytes(pem)
-    (folder / "key.p8").chmod(0o600)
-    app = AppSettings(
-        name="opm",
-        topic="com.example.opm",
-        credential=CredentialSettings(
-            key_file=str(folder / "key.p8"), key_id="ABC123DEFG", team_id="DEF123GHIJ"
-        ),
-        host="127.0.0.1",
-        port=9,
-    )  # fmt: skip
-    config = Config(
-        apps={"opm": app},
-        ingest=IngestSettings(listen=("127.0.0.1:0",)),
-        admin=AdminSettings(listen=("127.0.0.1:0",)),
-        storage=StorageSettings(path=folder / "gateway.db", low_water_mib=0, low_water_percent=0),
-    )
-    there, found, failed = threading.Event(), {}, []
-
-    async def main():
-        service = Service(config)
-        async with trio.open_nursery() as nursery:
-            started = await nursery.start(service.run)
-            everything = ("notify", "devices", "alarms", "admin", "console")
-            _, secret = await started.gateway.keys.create("tester", everything, None, None)
-            found.update(
-                ingest=started.ingest[0], admin=started.admin[0], key=secret, stop=service.stop,
-                token=trio.lowlevel.current_trio_token(), gateway=started.gateway,
-            )  # fmt: skip
-            there.set()
-
-    def run():
-        try:
-            trio.run(main)
-        except BaseException as error:
-            failed.append(error)
-        finally:
-            there.set()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    there.wait(20)
-    assert not failed, failed
-    yield found
-    trio.from_thread.run_sync(found["stop"], trio_token=found["token"])
-    thread.join(30)
-    assert not failed, failed
-    assert not thread.is_alive()
+    with running_gateway(tmp_path_factory.mktemp("gateway")) as running:
+        yield running
 
 
 def made():
