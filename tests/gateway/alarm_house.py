@@ -86,7 +86,13 @@ async def alarm_house(path, *, limits=ROOMY, routes=ROUTES, alarm_limits=None, c
         stop, stopped = trio.Event(), trio.Event()
 
         async def run(task_status) -> None:
-            await serve(ingest_app(gateway), [listener], shutdown_trigger=stop.wait, task_status=task_status)
+            await serve(
+                ingest_app(gateway),
+                [listener],
+                limits=ServerLimits(connections_per_address=256),
+                shutdown_trigger=stop.wait,
+                task_status=task_status,
+            )
             stopped.set()
 
         await nursery.start(run)
