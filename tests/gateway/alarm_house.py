@@ -15,7 +15,7 @@ from fastpush.gateway.auth import CONTROL, open_authenticator
 from fastpush.gateway.counters import Counters
 from fastpush.gateway.devices import Registration, open_devices
 from fastpush.gateway.http import open_listener, serve
-from fastpush.gateway.outbox.sqlite import open_outbox
+from fastpush.gateway.outbox.sqlite import OutboxLimits, open_outbox
 from fastpush.gateway.routes import Route, Routes
 from fastpush.gateway.storage import Limits, open_storage
 
@@ -71,7 +71,7 @@ class House:
 @asynccontextmanager
 async def alarm_house(path, *, limits=ROOMY, routes=ROUTES, alarm_limits=None, clock=lambda: NOW, reach=None):
     async with open_storage(path / "gateway.db", limits) as storage, trio.open_nursery() as nursery:
-        outbox = await open_outbox(storage)
+        outbox = await open_outbox(storage, limits=OutboxLimits(pending_after=60.0))
         keys = await open_authenticator(storage)
         devices = await open_devices(storage, keys=keys)
         alarms = await open_alarms(
