@@ -357,6 +357,8 @@ class WatchdogSettings(_Section, frozen=True):
     """What is watched besides the credentials, which always are.
 
     Attributes:
+      days: how many days ahead of its end a certificate is told of on every channel, and at the end itself.
+      early_days: the same on console, in log and metric, and by e-mail only.
       silence_minutes: a notice when for so long pushes were offered and none was accepted; 0 for never.
       source_silence_minutes: by source: a notice when it used to speak and has not for so long.
       canary_minutes: how often a silent push is sent to `canary_device_token`; 0 for never.
@@ -364,6 +366,8 @@ class WatchdogSettings(_Section, frozen=True):
       canary_device_token_file: a file with the device token of a phone of yours.
     """
 
+    days: tuple[Annotated[float, Meta(gt=0, le=3650)], ...] = (10.0, 3.0, 2.0, 1.0)
+    early_days: tuple[Annotated[float, Meta(gt=0, le=3650)], ...] = (30.0,)
     silence_minutes: Annotated[float, Meta(ge=0)] = 15.0
     source_silence_minutes: Mapping[str, Annotated[float, Meta(gt=0)]] = {}
     canary_minutes: Annotated[float, Meta(ge=0)] = 0.0
@@ -381,6 +385,7 @@ class SmtpSettings(_Section, frozen=True):
       password_file: a file with its password.
       sender: the address that the mail comes from.
       recipients: addresses.
+      ca_file: PEM of the authorities to trust in place of the system's.
     """
 
     host: Name
@@ -390,6 +395,7 @@ class SmtpSettings(_Section, frozen=True):
     security: Literal["starttls", "tls", "none"] = "starttls"
     user: Name | None = None
     password_file: Secret | None = None
+    ca_file: Path | None = None
 
 
 class RestSettings(_Section, frozen=True):
@@ -399,11 +405,13 @@ class RestSettings(_Section, frozen=True):
       url: `https://opmanager.example.com:8061`.
       api_key_file: a file with the key of a user who may add events.
       ca_file: PEM of the authorities to trust in place of the system's.
+      source: the device that the alarm is shown at.
     """
 
     url: Url
     api_key_file: Secret
     ca_file: Path | None = None
+    source: Name = "fastpush"
 
 
 class NoticeSettings(_Section, frozen=True):

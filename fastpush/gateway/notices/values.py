@@ -52,6 +52,7 @@ Kind = Literal[
     "silence",
     "source_silence",
     "canary",
+    "breaker",
     "trial",
 ]
 
