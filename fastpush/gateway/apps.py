@@ -15,7 +15,7 @@ import trio
 
 from fastpush.client import Client, open_client
 from fastpush.credentials import Credential
-from fastpush.errors import CredentialRefused, InvalidCredential
+from fastpush.errors import CredentialRefused, FastpushError, InvalidCredential
 from fastpush.events import ClientEvent, ClientStatistics, Connected, CredentialWasRefused
 from fastpush.gateway.config import AppSettings, CredentialSettings, SecretUnusable
 
@@ -195,17 +195,33 @@ class App:
     def _has_standby(self) -> bool:
         return self.settings.standby is not None or "standby" in self._credentials
 
-    async def use_credential(self, credential: Credential, *, role: Role = "main") -> None:
+    async def use_credential(
+        self, credential: Credential, *, role: Role = "main", prove: bool = True
+    ) -> None:
         """Prove another credential, and use it from now on; nothing is lost.
+
+        Args:
+          prove: without it APNs is not asked: for when nobody answers.
 
         Raises:
           InvalidCredential, CredentialRefused, NotSent: as `Client.use_credential`. Nothing has changed.
         """
+        before = self._credentials.get(role)
+        taken: list[Line] = []
         for (_, owner), line in list(self._lines.items()):
             if owner == role and line.client is not None:
-                await line.client.use_credential(credential)
-                line.go_on()
+                try:
+                    await line.client.use_credential(credential, prove=prove)
+                except FastpushError:
+                    # One environment takes it and the other does not: then neither is to have it.
+                    for other in taken:
+                        if before is not None and other.client is not None:
+                            await other.client.use_credential(before, prove=False)
+                    raise
+                taken.append(line)
         self._credentials[role] = credential
+        for line in taken:
+            line.go_on()
         for (_, owner), line in list(self._lines.items()):
             if owner == role and line.client is None:
                 self._open(line)

@@ -68,7 +68,13 @@ async def reload(
     apps = dict(kept.apps)
     for name in kept.apps:
         if name in new.apps:
-            apps[name] = await _change_app(gateway.apps[name], kept.apps[name], new.apps[name], changes)
+            apps[name] = await _change_app(gateway, kept.apps[name], new.apps[name], changes)
+    if gateway.watchdog is not None:
+        # Of the same files, whose content may be another; what came by HTTP stays until they change.
+        for verdict in await gateway.watchdog.renewal.look():
+            option = "credential" if verdict.role == "main" else "standby"
+            result: Literal["changed", "refused"] = "changed" if verdict.taken else "refused"
+            changes.append(Change(f"apps.{verdict.app}.{option}", result, verdict.reason))
     kept = msgspec.structs.replace(kept, apps=apps)
     for certificate in certificates:
         try:
@@ -84,8 +90,11 @@ async def reload(
     return kept, changes
 
 
-async def _change_app(app: App, old: AppSettings, new: AppSettings, changes: list[Change]) -> AppSettings:
+async def _change_app(
+    gateway: Gateway, old: AppSettings, new: AppSettings, changes: list[Change]
+) -> AppSettings:
     """Change credentials and limits of an app, and return its settings as they now hold."""
+    app: App = gateway.apps[old.name]
     kept = old
     roles: list[tuple[Role, str]] = [("main", "credential"), ("standby", "standby")]
     for role, option in roles:
@@ -94,6 +103,8 @@ async def _change_app(app: App, old: AppSettings, new: AppSettings, changes: lis
             if getattr(old, option) is not None:
                 kept = msgspec.structs.replace(kept, standby=None)
                 changes.append(Change(f"apps.{old.name}.{option}", "changed"))
+            continue
+        if wanted == getattr(old, option) and gateway.watchdog is not None:
             continue
         try:
             credential = await trio.to_thread.run_sync(wanted.load)

@@ -1,0 +1,618 @@
+"""A new credential without a restart: its files are watched, or it comes by HTTP.
+
+    files changed ─> read ─> is it another one? ─> checks on this machine ─> proved to APNs ─> in use
+                                                        │ no                     │ no
+                                                        └──> refused, the reason told, the old one stays
+
+What nobody answers about is taken on the local checks alone and proved later; a later no puts the old one
+back. A file that cannot be read is looked at again a moment later: it may still be being written.
+
+A credential that came by HTTP lies in the *state directory*, with the digest of the configured files as they
+were then. When these change it has served its time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol, final
+
+import msgspec
+import trio
+import watchfiles
+
+from fastpush.credentials import Credential, ProviderCertificate, SigningKey
+from fastpush.errors import CredentialRefused, FastpushError, InvalidCredential
+from fastpush.gateway.config import AppSettings, CredentialSettings, SecretUnusable, read_secret
+from fastpush.gateway.http import ServerTLS
+from fastpush.gateway.problems import Problem
+
+__all__ = ["Offer", "Renewal", "Role", "Slot", "Verdict", "kept_credentials"]
+
+logger = logging.getLogger("fastpush.gateway.renewal")
+
+Role = Literal["main", "standby"]
+
+POLL_EVERY = 60.0  # seconds; network file systems tell nothing of a change
+SETTLE = 1.0  # seconds after which a bad file is looked at again before it is refused
+PROVE_EVERY = 60.0  # seconds between tries to prove what nobody answered about
+STEP_MS = 50  # in which changes are gathered
+WATCHED_AFTER = 1.0  # seconds after which a directory is surely watched; what came before is looked for then
+MAX_OCTETS = 1 << 20
+
+
+class App(Protocol):
+    """Of `apps.App`: what is asked here."""
+
+    settings: AppSettings
+
+    def credential(self, role: Role = "main") -> Credential | None: ...
+    async def use_credential(
+        self, credential: Credential, *, role: Role = "main", prove: bool = True
+    ) -> None: ...
+
+
+class Verdict(NamedTuple):
+    """What became of a credential.
+
+    Attributes:
+      taken: it is in use.
+      proved: APNs has taken it.
+      reason: of a refusal; else "".
+      source: the file, or "upload".
+    """
+
+    app: str
+    role: Role
+    credential: Credential | None
+    taken: bool
+    proved: bool
+    reason: str
+    source: str
+
+
+class Offer(msgspec.Struct, frozen=True, kw_only=True):
+    """A credential as it comes by HTTP, and as it lies in the state directory.
+
+    Attributes:
+      certificate: a .p12, or certificate (and key) in PEM.
+      private_key: PEM, where `certificate` has none.
+      password: of either.
+      key: a .p8, with `key_id` and `team_id`.
+      configured: digest of the configured files when this came.
+    """
+
+    certificate: bytes | None = None
+    private_key: bytes | None = None
+    password: str | None = None
+    key: bytes | None = None
+    key_id: str | None = None
+    team_id: str | None = None
+    configured: str = ""
+
+    def __repr__(self) -> str:
+        return "<Offer>"  # never what is in it
+
+    def load(self, *, now: float | None = None, allow_expired: bool = False) -> Credential:
+        """Make the credential. Raises InvalidCredential."""
+        if (self.key is None) == (self.certificate is None):
+            raise InvalidCredential("give either `certificate` or `key`")
+        if self.key is not None:
+            if self.key_id is None or self.team_id is None:
+                raise InvalidCredential("`key` needs `key_id` and `team_id`")
+            return SigningKey.from_bytes(self.key, key_id=self.key_id, team_id=self.team_id)
+        assert self.certificate is not None
+        return ProviderCertificate.from_bytes(
+            self.certificate,
+            password=self.password,
+            key=self.private_key,
+            allow_expired=allow_expired,
+            now=now,
+        )
+
+
+@final
+class Slot:
+    """One place for a credential: an app's own or its standby.
+
+    Attributes:
+      verdict: of what was last offered.
+      proved: what is in use was taken by APNs, as far as it was asked.
+    """
+
+    def __init__(self, app: str, role: Role, settings: Callable[[], CredentialSettings]) -> None:
+        self.app, self.role, self._settings = app, role, settings
+        self.verdict: Verdict | None = None
+        self.proved = True
+        self.digest: str | None = None  # of the files when they were last judged
+        self.previous: Credential | None = None  # to go back to, while the new one is not proved
+        self.busy = trio.Lock()
+
+    def __repr__(self) -> str:
+        return f"<{self.role} credential of {self.app}>"
+
+    @property
+    def settings(self) -> CredentialSettings:
+        """Those in force."""
+        return self._settings()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Those that it is made of."""
+        return files_of(self.settings)
+
+    @property
+    def source(self) -> str:
+        """The file that a new one goes to."""
+        return os.fspath(self.settings.certificate_file or self.settings.key_file or "")
+
+
+@final
+class Renewal:
+    """Watches, checks, proves and takes. `run` it; `look` and `offer` may be called from other tasks.
+
+    Args:
+      apps: by name.
+      directory: for what comes by HTTP; made where it is missing.
+      certificates: of our own listeners, with the files of each.
+      told: called with each verdict; it must return at once.
+      clock: UNIX seconds, the best that is known.
+    """
+
+    def __init__(
+        self,
+        apps: Mapping[str, App],
+        directory: Path,
+        *,
+        certificates: Sequence[tuple[ServerTLS, Sequence[Path]]] = (),
+        told: Callable[[Verdict], object] = lambda verdict: None,
+        reloaded: Callable[[str | None], object] = lambda reason: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._apps = apps
+        self._directory = directory
+        self._certificates = tuple(certificates)
+        self._certificate_digests: dict[int, str] = {}
+        self._told, self._reloaded = told, reloaded
+        self._clock = clock
+        self._unproved = trio.Event()
+        self.slots: dict[tuple[str, Role], Slot] = {}
+        for name, app in apps.items():
+            self.slots[name, "main"] = Slot(name, "main", partial(_settings_of, app, "main"))
+            if app.settings.standby is not None:
+                self.slots[name, "standby"] = Slot(name, "standby", partial(_settings_of, app, "standby"))
+
+    async def run(self, *, task_status: trio.TaskStatus[Renewal] = trio.TASK_STATUS_IGNORED) -> None:
+        """Watch until cancelled. What the files are now is taken for known."""
+        for slot in self.slots.values():
+            slot.digest = await trio.to_thread.run_sync(digest_of, slot.files)
+        for number, (_, paths) in enumerate(self._certificates):
+            self._certificate_digests[number] = await trio.to_thread.run_sync(digest_of, paths)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._watch)
+            nursery.start_soon(self._prove_later)
+            task_status.started(self)
+
+    # Files.
+
+    async def _watch(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Look at all files whenever one of their directories changes, and now and then besides."""
+        changed = trio.Event()
+        watching: frozenset[Path] = frozenset()
+        scope: trio.CancelScope | None = None
+
+        async def watch(directories: frozenset[Path], cancelled: trio.CancelScope) -> None:
+            stopped = trio.Event()
+            with cancelled:
+                async with trio.open_nursery() as nursery:
+                    # The thread that waits hears of a cancellation by this event only.
+                    nursery.start_soon(_set_at_the_end, stopped)
+                    try:
+                        async for _ in watchfiles.awatch(
+                            *directories,
+                            watch_filter=None,
+                            recursive=False,
+                            step=STEP_MS,
+                            debounce=4 * STEP_MS,
+                            stop_event=stopped,
+                        ):
+                            changed.set()
+                    except (OSError, RuntimeError) as error:
+                        # A directory was removed, or the kernel has no watches left.
+                        logger.warning("files are looked at once a minute, they cannot be watched: %s", error)
+
+        async with trio.open_nursery() as nursery:
+            task_status.started()
+            while True:
+                wanted = await trio.to_thread.run_sync(directories_of, self._watched_files())
+                again_after = POLL_EVERY
+                if wanted != watching:
+                    if scope is not None:
+                        scope.cancel()
+                    watching, scope = wanted, trio.CancelScope()
+                    if wanted:
+                        nursery.start_soon(watch, wanted, scope)
+                        again_after = WATCHED_AFTER
+                with trio.move_on_after(again_after):
+                    await changed.wait()
+                changed = trio.Event()
+                try:
+                    await self.look()
+                except Exception:
+                    logger.exception("a new credential could not be judged; it is tried again")
+
+    def _watched_files(self) -> tuple[Path, ...]:
+        own = (path for _, paths in self._certificates for path in paths)
+        return tuple(path for slot in self.slots.values() for path in slot.files) + tuple(own)
+
+    async def look(self) -> list[Verdict]:
+        """Look at all files now; what was found of those that had changed."""
+        found = []
+        for slot in self.slots.values():
+            verdict = await self._look_at(slot)
+            if verdict is not None:
+                found.append(verdict)
+        for number, (tls, paths) in enumerate(self._certificates):
+            await self._look_at_own(number, tls, paths)
+        return found
+
+    async def _look_at(self, slot: Slot) -> Verdict | None:
+        async with slot.busy:
+            digest = await trio.to_thread.run_sync(digest_of, slot.files)
+            if digest == slot.digest:
+                return None
+            credential, reason = await self._load(lambda: load_configured(slot.settings, self._clock()))
+            if credential is None:
+                # It may be half written; then it changes again.
+                await trio.sleep(SETTLE)
+                again = await trio.to_thread.run_sync(digest_of, slot.files)
+                if again != digest:
+                    digest = again
+                    credential, reason = await self._load(
+                        lambda: load_configured(slot.settings, self._clock())
+                    )
+            slot.digest = digest
+            if credential is None:
+                return self._tell(slot, None, reason, source=slot.source)
+            if credential == self._apps[slot.app].credential(slot.role):
+                if slot.verdict is None or slot.verdict.taken:
+                    return None  # another copy of the same
+                return self._tell(slot, credential, "", proved=slot.proved, source=slot.source)
+            verdict = await self._take(slot, credential, slot.source)
+        if verdict.taken:
+            # The configured file has changed since, so what came by HTTP has served its time.
+            await trio.to_thread.run_sync(shutil.rmtree, self._place(slot), True)
+        return verdict
+
+    async def _look_at_own(self, number: int, tls: ServerTLS, paths: Sequence[Path]) -> None:
+        digest = await trio.to_thread.run_sync(digest_of, paths)
+        if digest == self._certificate_digests.get(number):
+            return
+        reason: str | None = None
+        try:
+            await trio.to_thread.run_sync(tls.reload)
+        except (OSError, ValueError) as error:
+            # Certificate and key are two files: between the two replacements they do not match.
+            await trio.sleep(SETTLE)
+            digest = await trio.to_thread.run_sync(digest_of, paths)
+            try:
+                await trio.to_thread.run_sync(tls.reload)
+            except (OSError, ValueError):
+                reason = f"{paths[0]}: {getattr(error, 'reason', None) or error.__class__.__name__}"
+                reason = reason.replace("_", " ").lower()
+        self._certificate_digests[number] = digest
+        if reason is None:
+            logger.info("the listener serves a new certificate, from %s", paths[0])
+        else:
+            logger.error("the listener keeps its certificate, the new one is refused: %s", reason)
+        self._reloaded(reason)
+
+    async def _load(self, load: Callable[[], Credential]) -> tuple[Credential | None, str]:
+        try:
+            return await trio.to_thread.run_sync(load), ""
+        except (InvalidCredential, SecretUnusable) as error:
+            return None, str(error)
+        except OSError as error:
+            return None, f"{error.filename}: {error.strerror}"
+
+    # Taking.
+
+    async def _take(self, slot: Slot, credential: Credential, source: str) -> Verdict:
+        """Check and prove a credential, and use it; what is wrong with it leaves the old one in place."""
+        app = self._apps[slot.app]
+        try:
+            credential.check_topic(app.settings.topic)
+            for environment in app.settings.environments:
+                credential.check_environment(environment)
+        except InvalidCredential as error:
+            return self._tell(slot, credential, str(error), source=source)
+        previous = app.credential(slot.role)
+        proved = True
+        try:
+            await app.use_credential(credential, role=slot.role)
+        except (CredentialRefused, InvalidCredential) as error:
+            return self._tell(slot, credential, str(error), source=source)
+        except FastpushError as error:
+            # Nobody answered. What works on this machine is better than what is about to end.
+            try:
+                await app.use_credential(credential, role=slot.role, prove=False)
+            except FastpushError as problem:
+                return self._tell(slot, credential, str(problem), source=source)
+            logger.warning("%s is used and not proved yet: %s", credential.identity, error)
+            proved = False
+        slot.proved = proved
+        slot.previous = None if proved else previous
+        if not proved:
+            self._unproved.set()
+        return self._tell(slot, credential, "", proved=proved, source=source)
+
+    def _tell(
+        self, slot: Slot, credential: Credential | None, reason: str, *, proved: bool = False, source: str
+    ) -> Verdict:
+        verdict = Verdict(slot.app, slot.role, credential, not reason, proved, reason, source)
+        slot.verdict = verdict
+        if reason:
+            logger.error("%s: the new credential is refused, the old one stays: %s", slot.app, reason)
+        elif credential is not None:
+            logger.info("%s: %s is in use", slot.app, credential.identity)
+        self._told(verdict)
+        return verdict
+
+    async def _prove_later(self) -> None:
+        """Ask again about what was taken unproved, until there is an answer."""
+        while True:
+            waiting = [slot for slot in self.slots.values() if not slot.proved]
+            if not waiting:
+                self._unproved = trio.Event()
+                await self._unproved.wait()
+                continue
+            await trio.sleep(PROVE_EVERY)
+            for slot in waiting:
+                async with slot.busy:
+                    await self._prove(slot)
+
+    async def _prove(self, slot: Slot) -> None:
+        app = self._apps[slot.app]
+        credential = app.credential(slot.role)
+        if slot.proved or credential is None:
+            return
+        source = slot.verdict.source if slot.verdict is not None else slot.source
+        try:
+            await app.use_credential(credential, role=slot.role)
+        except (CredentialRefused, InvalidCredential) as error:
+            slot.proved = True
+            if slot.previous is not None:
+                await app.use_credential(slot.previous, role=slot.role, prove=False)
+                slot.previous = None
+            if source == UPLOAD:
+                await trio.to_thread.run_sync(shutil.rmtree, self._place(slot), True)
+            self._tell(slot, credential, str(error), source=source)
+        except FastpushError:
+            return  # still nobody
+        else:
+            slot.proved, slot.previous = True, None
+            self._tell(slot, credential, "", proved=True, source=source)
+
+    # Uploads.
+
+    def _place(self, slot: Slot) -> Path:
+        return place_of(self._directory, slot.app, slot.role)
+
+    async def offer(self, app: str, role: Role, offer: Offer) -> Verdict:
+        """Take a credential that came by HTTP, so that it survives a restart.
+
+        Raises:
+          KeyError: there is no such app or role.
+          OSError: it cannot be written; then it is not used either.
+        """
+        slot = self.slots[app, role]
+        async with slot.busy:
+            now = self._clock()
+            credential, reason = await self._load(lambda: offer.load(now=now))
+            if credential is None:
+                return self._tell(slot, None, reason, source=UPLOAD)
+            configured = await trio.to_thread.run_sync(digest_of, slot.files)
+            kept = msgspec.structs.replace(offer, configured=configured)
+            place = self._place(slot)
+            draft = await trio.to_thread.run_sync(write_draft, place, msgspec.msgpack.encode(kept))
+            try:
+                verdict = await self._take(slot, credential, UPLOAD)
+                if verdict.taken:
+                    await trio.to_thread.run_sync(publish, draft, place / KEPT)
+            finally:
+                with trio.CancelScope(shield=True), suppress(FileNotFoundError):
+                    await trio.to_thread.run_sync(os.unlink, draft)
+            return verdict
+
+    async def accept(
+        self,
+        app: str,
+        octets: bytes,
+        *,
+        password: str | None = None,
+        key_id: str | None = None,
+        team_id: str | None = None,
+        by: object = None,
+    ) -> str:
+        """Do the same with a file that somebody has chosen in the console, and say what was done.
+
+        Raises:
+          Problem: 422, it was refused.
+        """
+        name = getattr(by, "name", "somebody")
+        if key_id or team_id:
+            used = self._apps[app].credential()
+            if team_id is None and isinstance(used, SigningKey):
+                team_id = used.team_id
+            offer = Offer(key=octets, key_id=key_id, team_id=team_id)
+        else:
+            offer = Offer(certificate=octets, password=password)
+        verdict = await self.offer(app, "main", offer)
+        if not verdict.taken or verdict.credential is None:
+            raise Problem(422, "credential refused", f"The old one stays in use. {verdict.reason}.")
+        logger.info("%s has given %s a new credential: %s", name, app, verdict.credential.identity)
+        if verdict.proved:
+            return f"In use and proved: {verdict.credential.identity}."
+        return f"In use: {verdict.credential.identity}. APNs did not answer; it will be proved later."
+
+
+async def _set_at_the_end(event: trio.Event) -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        event.set()
+
+
+UPLOAD = "upload"
+KEPT = "credential"
+
+
+def kept_credentials(
+    apps: Mapping[str, AppSettings], directory: Path
+) -> tuple[dict[str, Credential], dict[str, Credential]]:
+    """Credentials that came by HTTP and still count, for the start: main ones and standbys, by app.
+
+    Reads files.
+
+    One whose configured files have changed since gives way, unless what is configured now cannot be used.
+    """
+    found: dict[Role, dict[str, Credential]] = {"main": {}, "standby": {}}
+    for name, app in apps.items():
+        roles: list[tuple[Role, CredentialSettings | None]] = [
+            ("main", app.credential),
+            ("standby", app.standby),
+        ]
+        for role, settings in roles:
+            path = place_of(directory, name, role) / KEPT
+            if settings is None or not path.exists():
+                continue
+            try:
+                offer = msgspec.msgpack.decode(path.read_bytes(), type=Offer)
+                credential = offer.load(allow_expired=True)
+            except (OSError, msgspec.MsgspecError, InvalidCredential) as error:
+                logger.error("%s: what was uploaded cannot be used any more: %s", name, error)
+                continue
+            if offer.configured == digest_of(files_of(settings)) or not _is_usable(settings):
+                found[role][name] = credential
+            else:
+                logger.info("%s: the configured credential is newer than the uploaded one", name)
+                shutil.rmtree(path.parent, ignore_errors=True)
+    return found["main"], found["standby"]
+
+
+def _is_usable(settings: CredentialSettings) -> bool:
+    try:
+        load_configured(settings, time.time())
+    except (InvalidCredential, SecretUnusable, OSError):
+        return False
+    return True
+
+
+def load_configured(settings: CredentialSettings, now: float) -> Credential:
+    """Load what is configured, with its time looked at.
+
+    Raises:
+      InvalidCredential, SecretUnusable, OSError
+    """
+    if settings.key_file is not None:
+        if settings.team_id is None:
+            raise InvalidCredential("key_file needs team_id")
+        return SigningKey.from_file(settings.key_file, key_id=settings.key_id, team_id=settings.team_id)
+    if settings.certificate_file is None:
+        raise InvalidCredential("neither key_file nor certificate_file is given")
+    password = None if settings.password_file is None else read_secret(settings.password_file)
+    return ProviderCertificate.from_file(
+        settings.certificate_file, password=password, key_file=settings.private_key_file, now=now
+    )
+
+
+def _settings_of(app: App, role: Role) -> CredentialSettings:
+    """Those in force; a standby that the configuration has no more is read as the app's own."""
+    return (app.settings.standby if role == "standby" else None) or app.settings.credential
+
+
+def files_of(settings: CredentialSettings) -> tuple[Path, ...]:
+    """The files that a credential is made of."""
+    named = (
+        settings.key_file,
+        settings.certificate_file,
+        settings.private_key_file,
+        settings.password_file,
+    )
+    return tuple(Path(path) for path in named if path is not None)
+
+
+def digest_of(paths: Iterable[Path]) -> str:
+    """What changes when the content of any of these files does, or when one comes or goes."""
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                octets = file.read(MAX_OCTETS + 1)
+        except OSError as error:
+            digest.update(b"error %d;" % (error.errno or 0))
+        else:
+            digest.update(b"%d;" % len(octets) + hashlib.sha256(octets).digest())
+    return digest.hexdigest()
+
+
+def directories_of(paths: Iterable[Path]) -> frozenset[Path]:
+    """The directories in which a change may change what the paths lead to: along every symbolic link."""
+    found = set()
+    for path in paths:
+        current = Path(os.path.abspath(path))
+        for _ in range(40):  # as many links as the kernel follows
+            for parent in (current, *current.parents):
+                # Kubernetes: the file is a link into `..data`, which is the link that is swapped.
+                if parent.is_symlink():
+                    found.add(parent.parent)
+            found.add(current.parent)
+            try:
+                target = os.readlink(current)
+            except OSError:
+                break
+            current = Path(os.path.abspath(current.parent / target))
+        with suppress(OSError):
+            found.add(current.resolve().parent)
+    return frozenset(directory for directory in found if directory.is_dir())
+
+
+def place_of(directory: Path, app: str, role: Role) -> Path:
+    """Where an uploaded credential lies; names of apps may have dots, and none is a path."""
+    return directory / f"{app.replace('/', '_')}.{role}"
+
+
+def write_draft(place: Path, octets: bytes) -> Path:
+    """Write a file that only we may read, and make it durable."""
+    place.parent.mkdir(mode=0o700, exist_ok=True)
+    place.mkdir(mode=0o700, exist_ok=True)
+    for directory in (place.parent, place):
+        if stat.S_IMODE(directory.stat().st_mode) & 0o077:
+            directory.chmod(0o700)
+    draft = place / f".draft-{os.getpid()}"
+    with suppress(FileNotFoundError):
+        draft.unlink()
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(octets)
+        file.flush()
+        os.fsync(file.fileno())
+    return draft
+
+
+def publish(draft: Path, path: Path) -> None:
+    """Put the draft in place of the file, in one step, and make that durable."""
+    draft.replace(path)
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
