@@ -633,6 +633,11 @@ class ProviderCertificate(Credential):
         self._contexts = {}
         return self
 
+    @property
+    def intermediates(self) -> tuple[x509.Certificate, ...]:
+        """Further certificates of its file, which are sent along."""
+        return self._identity.intermediates
+
     def authorization(self, now: float) -> None:
         return None
 

@@ -27,6 +27,7 @@ from fastpush.gateway.api import (
     Scope,
     Send,
     alarms,
+    credentials,
     devices,
     enrolments,
     health,
@@ -46,7 +47,9 @@ __all__ = ["Application", "admin_app", "body_rule", "ingest_app"]
 logger = logging.getLogger("fastpush.gateway.app")
 
 INGEST: list[ModuleType] = [notifications, enrolments, devices, alarms, opmanager, notices, health]
-ADMIN: list[ModuleType] = [outbox, keys, enrolments, devices, notices, health, metrics, console]
+ADMIN: list[ModuleType] = [
+    outbox, keys, enrolments, devices, notices, credentials, health, metrics, console,
+]  # fmt: skip
 """Modules of `fastpush.gateway.api`, asked for `routes`, `hot_routes` and `admin_routes`."""
 
 STREAMED = frozenset((b"application/x-ndjson", b"application/ndjson", b"application/jsonl", b"text/csv"))

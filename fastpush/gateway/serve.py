@@ -36,13 +36,18 @@ from fastpush.gateway.devices.webhook import tell_of_devices
 from fastpush.gateway.dispatcher import Dispatcher
 from fastpush.gateway.http import Limits, Listener, Server, ServerTLS, TrustedProxies, open_listener
 from fastpush.gateway.http import serve as serve_http
+from fastpush.gateway.notices import open_notices
+from fastpush.gateway.notices.channels import carriers_of
 from fastpush.gateway.outbox import Audience, Outbox
 from fastpush.gateway.outbox.sqlite import open_outbox
 from fastpush.gateway.reloading import Change, reload
+from fastpush.gateway.renewal import kept_credentials
 from fastpush.gateway.routes import Routes
 from fastpush.gateway.storage import Storage, StorageUnusable, open_storage
 from fastpush.gateway.supervisor import Inherited
 from fastpush.gateway.vitals import Reading, Vitals, read
+from fastpush.gateway.watchdog.timekeeping import Timekeeper
+from fastpush.gateway.watchdog.watch import open_watchdog, state_directory_of
 
 __all__ = ["END_WITHIN", "Service", "StartFailed", "Started", "check"]
 
@@ -235,7 +240,10 @@ class Service:
             if config.devices.webhook is not None:
                 tell = partial(tell_of_devices, storage, devices, config.devices.webhook, clock=clock)
                 await background.start(tell)
-            apps = await background.start(Apps(list(config.apps.values())).run)
+            directory = state_directory_of(config)
+            mains, standbys = await trio.to_thread.run_sync(kept_credentials, config.apps, directory)
+            opened = Apps(list(config.apps.values()), credentials=mains, standbys=standbys)
+            apps = await background.start(opened.run)
             dispatcher = Dispatcher(
                 outbox, devices, apps, badge=alarms.open_count, clock=clock, counters=counters
             )
@@ -243,6 +251,20 @@ class Service:
             vitals = Vitals(storage, partial(_reading, counters, storage, outbox, apps, clock), clock)
             await vitals.open()
             await background.start(vitals.run)
+            carriers = carriers_of(config, outbox=outbox, devices=devices, apps=apps, clock=clock)
+            notices = await open_notices(storage, carriers, clock=clock)
+            watchdog = await open_watchdog(
+                config,
+                storage=storage,
+                outbox=outbox,
+                apps=apps,
+                notices=notices,
+                breaker=devices.breaker,
+                certificates=doors.certificates,
+                timekeeper=Timekeeper(clock),
+            )
+            await background.start(notices.run)
+            await background.start(watchdog.run)
             self._gateway = gateway = Gateway(
                 storage=storage,
                 outbox=outbox,
@@ -250,13 +272,15 @@ class Service:
                 keys=keys,
                 alarms=alarms,
                 apps=apps,
-                notices=None,
+                notices=notices,
                 config=config,
                 clock=clock,
                 counters=counters,
                 dispatcher=dispatcher,
                 vitals=vitals,
+                renewals=watchdog.renewal,
                 sessions=Sessions(storage, clock),
+                watchdog=watchdog,
                 draining=lambda: self.draining,
             )
             async with trio.open_nursery() as administration:

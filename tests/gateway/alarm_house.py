@@ -14,9 +14,8 @@ from fastpush.gateway.app import ingest_app
 from fastpush.gateway.auth import CONTROL, open_authenticator
 from fastpush.gateway.counters import Counters
 from fastpush.gateway.devices import Registration, open_devices
-from fastpush.gateway.http import Limits as ServerLimits
 from fastpush.gateway.http import open_listener, serve
-from fastpush.gateway.outbox.sqlite import OutboxLimits, open_outbox
+from fastpush.gateway.outbox.sqlite import open_outbox
 from fastpush.gateway.routes import Route, Routes
 from fastpush.gateway.storage import Limits, open_storage
 
@@ -72,7 +71,7 @@ class House:
 @asynccontextmanager
 async def alarm_house(path, *, limits=ROOMY, routes=ROUTES, alarm_limits=None, clock=lambda: NOW, reach=None):
     async with open_storage(path / "gateway.db", limits) as storage, trio.open_nursery() as nursery:
-        outbox = await open_outbox(storage, limits=OutboxLimits(pending_after=60.0))
+        outbox = await open_outbox(storage)
         keys = await open_authenticator(storage)
         devices = await open_devices(storage, keys=keys)
         alarms = await open_alarms(
@@ -87,13 +86,7 @@ async def alarm_house(path, *, limits=ROOMY, routes=ROUTES, alarm_limits=None, c
         stop, stopped = trio.Event(), trio.Event()
 
         async def run(task_status) -> None:
-            await serve(
-                ingest_app(gateway),
-                [listener],
-                limits=ServerLimits(connections_per_address=256),
-                shutdown_trigger=stop.wait,
-                task_status=task_status,
-            )
+            await serve(ingest_app(gateway), [listener], shutdown_trigger=stop.wait, task_status=task_status)
             stopped.set()
 
         await nursery.start(run)

@@ -95,6 +95,7 @@ class Gateway:
     vitals: Any = None
     renewals: Any = None
     sessions: Any = None
+    watchdog: Any = None
     draining: Callable[[], bool] = lambda: False
 
     def __repr__(self) -> str:

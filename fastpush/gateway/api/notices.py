@@ -11,6 +11,8 @@ from starlette.routing import BaseRoute, Route
 
 from fastpush.gateway.api import Gateway, json_response, operation
 from fastpush.gateway.notices import CATEGORY, Channel, Shown
+from fastpush.gateway.problems import Problem
+from fastpush.gateway.watchdog.values import Watched
 
 __all__ = ["admin_routes", "routes"]
 
@@ -63,6 +65,12 @@ class TrialsBody(msgspec.Struct):
     trials: list[TrialBody]
 
 
+class WatchedBody(msgspec.Struct):
+    """Credentials first."""
+
+    watched: list[Watched]
+
+
 def routes(gateway: Gateway) -> list[BaseRoute]:
     """For phones and senders."""
     return [Route("/v1/notices", lister(gateway), methods=["GET"])]
@@ -75,17 +83,36 @@ def admin_routes(gateway: Gateway) -> list[BaseRoute]:
         "Send a marked trial by every channel",
         scope="admin",
         answers={200: TrialsBody},
+        refusals=(503,),
         tag="notices",
     )
     async def send_trial(request: Request) -> Response:
         principal = await gateway.keys.authenticate(request.scope)
         principal.require("admin")
+        there(gateway)
         trials = [TrialBody(one.channel, one.told, one.detail) for one in await gateway.notices.trial()]
         return json_response(TrialsBody(trials))
+
+    @operation(
+        "What is watched, and how it is",
+        description="Every credential with its expiry (a signing key has none), our own certificate, and the"
+        " root that APNs' chain stands on.",
+        scope="console",
+        answers={200: WatchedBody},
+        refusals=(503,),
+        tag="notices",
+    )
+    async def list_watched(request: Request) -> Response:
+        principal = await gateway.keys.authenticate(request.scope)
+        if not principal.scopes & {"admin", "console"}:
+            principal.require("console")
+        there(gateway)
+        return json_response(WatchedBody(gateway.watchdog.status()), headers={"Cache-Control": "no-store"})
 
     return [
         Route("/v1/notices", lister(gateway), methods=["GET"]),
         Route("/v1/notices/trials", send_trial, methods=["POST"]),
+        Route("/v1/watched", list_watched, methods=["GET"]),
     ]
 
 
@@ -97,7 +124,7 @@ def lister(gateway: Gateway):  # type: ignore[no-untyped-def]
         description="For a phone, those that concern its app, to be shown as a banner; for a key of the scope"
         " `console` or `admin` all of them, with how each channel took them.",
         answers={200: NoticesBody},
-        refusals=(401, 403),
+        refusals=(401, 403, 429, 503),
         tag="notices",
     )
     async def list_notices(request: Request) -> Response:
@@ -105,6 +132,7 @@ def lister(gateway: Gateway):  # type: ignore[no-untyped-def]
         whole = bool(principal.scopes & {"admin", "console"})
         if not whole and principal.kind != "device":
             principal.require("console")
+        there(gateway)
         shown = await gateway.notices.shown("console" if whole else "app")
         found = [
             body_of(one, whole=whole)
@@ -114,6 +142,12 @@ def lister(gateway: Gateway):  # type: ignore[no-untyped-def]
         return json_response(NoticesBody(found), headers={"Cache-Control": "no-store"})
 
     return list_notices
+
+
+def there(gateway: Gateway) -> None:
+    """Refuse where there is no watchdog: beside a gateway that is stopped."""
+    if gateway.notices is None:
+        raise Problem(503, "not running", "The gateway is not running, so nothing is watched. Start it.")
 
 
 def body_of(shown: Shown, *, whole: bool) -> NoticeBody:

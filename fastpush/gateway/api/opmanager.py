@@ -41,7 +41,6 @@ UNREADABLE = (
     "No known field was found in this body. It is kept, and shown at GET /v1/alarms/unreadable; nobody was"
     " told. The template to paste is in docs/opmanager.md."
 )
-LATE = "Too much waits to be sent; the push follows as soon as there is room for it."
 
 
 class WebhookAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -152,7 +151,6 @@ async def _kept(gateway: Gateway, event: Event, kind: str, body: bytes, octets: 
         push=str(recorded.push) if recorded.push else "",
         unrouted=recorded.unrouted,
         quirks=event.quirks,
-        detail=LATE if recorded.owed else "",
     )
 
 

@@ -15,6 +15,7 @@ from fastpush import proof
 from fastpush._tls_context import client_context
 from fastpush.credentials import Credential
 from fastpush.errors import InvalidCredential
+from fastpush.gateway.cures import RENEW, SET_CLOCK, cure_of
 from fastpush.gateway.doctor.values import Check, Target
 from fastpush.gateway.notices.values import DAY, date_of, time_left
 from fastpush.gateway.trust import APNS_ROOT_NAME, find_root
@@ -27,8 +28,6 @@ CONNECT_WITHIN = 5.0
 RESOLVE_WITHIN = 10.0
 CLOCK_OFF = 30.0
 """Seconds; `date` has whole ones, and the answer took its time."""
-
-TIME_CURE = "Let the clock be set by the network: systemctl enable --now systemd-timesyncd, or chrony."
 
 
 async def check_trust(target: Target, now: float) -> Check:
@@ -148,7 +147,7 @@ async def _explain(target: Target, error: TransportError) -> Check:
         issuer = await _issuer(target)
         by = f"; it was issued by {issuer}" if issuer else ""
         if "expired" in reason:
-            return Check("TLS", "failed", reason + by, TIME_CURE)
+            return Check("TLS", "failed", reason + by, SET_CLOCK)
         if "mismatch" in reason or "not valid for" in reason:
             cure = "Correct the host; if it is right, something answers in place of the server."
             return Check("TLS", "failed", reason + by, cure)
@@ -205,40 +204,18 @@ async def check_request(credential: Credential, topic: str, target: Target) -> t
 def _judge(answer: Answer, target: Target) -> Check:
     said = " ".join(str(part) for part in (answer.status, answer.reason) if part is not None)
     reason = (answer.reason or "").replace(" ", "")
-    if not answer.refused and answer.status in (200, 400, 410) and reason not in _CURES:
+    if not answer.refused and answer.status in (200, 400, 410) and cure_of(reason) is None:
         took = f"APNs takes the credential and the topic (answer {said}, as expected)"
         return Check("request", "ok", took)
-    for word, cure in _CURES.items():
-        if word.lower() in reason.lower():
-            return Check("request", "failed", f"APNs refuses: {said}", cure)
+    cure = cure_of(reason)
+    if cure is not None:
+        return Check("request", "failed", f"APNs refuses: {said}", cure)
     if answer.refused:
-        return Check("request", "failed", f"APNs refuses the credential: {said}", _CURES["BadCertificate"])
+        return Check("request", "failed", f"APNs refuses the credential: {said}", RENEW)
     if answer.status is not None:
         return Check("request", "note", f"APNs is not well just now: {said}", "Try again in a minute.")
     cure = "Try again; if it stays so, see what stands between here and the server."
     return Check("request", "failed", f"no answer: {answer.lost}", cure)
-
-
-_KEY_CURE = 'Compare key id and team id with Apple\'s page "Keys", and see that the key was not revoked.'
-_RENEW_CURE = 'Make a new certificate on Apple\'s page "Certificates" and put its file in place of the old.'
-_TOPIC_CURE = "Correct the topic: it is the app's bundle id, and the key or certificate must cover it."
-_ENVIRONMENT_CURE = "Set the environment to the other one, or give the credential for this one."
-
-_CURES = {
-    "InvalidProviderToken": _KEY_CURE,
-    "MissingProviderToken": _KEY_CURE,
-    "UnrelatedKeyIdInToken": _KEY_CURE,
-    "ExpiredProviderToken": TIME_CURE,
-    "BadEnvironmentKey": _ENVIRONMENT_CURE,
-    "BadCertificateEnvironment": _ENVIRONMENT_CURE,
-    "BadTopic": _TOPIC_CURE,
-    "TopicDisallowed": _TOPIC_CURE,
-    "MissingTopic": _TOPIC_CURE,
-    "certificateexpired": _RENEW_CURE,
-    "certificaterevoked": _RENEW_CURE,
-    "BadCertificate": _RENEW_CURE,
-    "Forbidden": _KEY_CURE,
-}
 
 
 def check_clock(answer: Answer | None, now: float) -> Check:
@@ -248,9 +225,9 @@ def check_clock(answer: Answer | None, now: float) -> Check:
         if abs(off) <= CLOCK_OFF:
             return Check("clock", "ok", f"{abs(off):.0f} s from the server's")
         way = "ahead of" if off > 0 else "behind"
-        return Check("clock", "failed", f"{_spelled(abs(off))} {way} the server's", TIME_CURE)
+        return Check("clock", "failed", f"{_spelled(abs(off))} {way} the server's", SET_CLOCK)
     if answer is not None and answer.reason == "ExpiredProviderToken":
-        return Check("clock", "failed", "APNs takes a token of this half hour for expired", TIME_CURE)
+        return Check("clock", "failed", "APNs takes a token of this half hour for expired", SET_CLOCK)
     if answer is None or answer.status is None:
         return Check("clock", "skipped", "no answer to compare with")
     return Check("clock", "skipped", "the server gave no date to compare with")
