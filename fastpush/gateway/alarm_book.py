@@ -616,6 +616,9 @@ class Alarms:
         if tags is not None:
             wanted = frozenset(tags)
             sets = [text for text, found in self._tag_sets.items() if not wanted.isdisjoint(found)]
+            if not sets:
+                await trio.lowlevel.checkpoint()
+                return []
         query = partial(
             list_alarms,
             state=state,

@@ -14,6 +14,7 @@ from fastpush.gateway.app import ingest_app
 from fastpush.gateway.auth import CONTROL, open_authenticator
 from fastpush.gateway.counters import Counters
 from fastpush.gateway.devices import Registration, open_devices
+from fastpush.gateway.http import Limits as ServerLimits
 from fastpush.gateway.http import open_listener, serve
 from fastpush.gateway.outbox.sqlite import open_outbox
 from fastpush.gateway.routes import Route, Routes
