@@ -39,6 +39,7 @@ from fastpush.gateway.alarm_table import (
     list_alarms,
     octets_of,
     read_history,
+    read_owed,
     read_posts,
     read_push,
     read_row,
@@ -48,7 +49,7 @@ from fastpush.gateway.alarm_table import (
     tags_text,
     trim_verdicts,
 )
-from fastpush.gateway.alarms import LOUD, AlarmRow, Verdict, acknowledge, judge
+from fastpush.gateway.alarms import LOUD, SHOWN, AlarmRow, Verdict, acknowledge, judge
 from fastpush.gateway.banners import Banner, Look, acknowledged_banner, banner
 from fastpush.gateway.notices import is_echo
 from fastpush.gateway.outbox import Audience, Entry, Outbox, OutboxBusy
@@ -92,7 +93,7 @@ class AlarmLimits(msgspec.Struct, frozen=True, kw_only=True):
         never.
       unreadable: the newest posts that nobody could read.
       cached_octets: of rows in memory.
-      patience: seconds for which an event waits where the outbox is busy.
+      late_after: seconds after which pushes are tried again that the outbox had no room for.
       reach_after: seconds for which it is believed that an audience has, or has not, a device.
     """
 
@@ -100,7 +101,7 @@ class AlarmLimits(msgspec.Struct, frozen=True, kw_only=True):
     history_octets: int = 256 << 20
     unreadable: int = 1_000
     cached_octets: int = 8 << 20
-    patience: float = 10.0
+    late_after: float = 1.0
     reach_after: float = 30.0
 
 
@@ -111,6 +112,7 @@ class Recorded(msgspec.Struct, frozen=True):
       id: the alarm's, of 43 characters.
       push: the fan-out's id in the outbox; 0 where nothing was pushed.
       unrouted: as in `Told`.
+      owed: a push follows, once the outbox has room.
     """
 
     id: str
@@ -119,6 +121,7 @@ class Recorded(msgspec.Struct, frozen=True):
     rule: str
     push: int = 0
     unrouted: str = ""
+    owed: bool = False
 
 
 class AlarmStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,6 +132,7 @@ class AlarmStatistics(msgspec.Struct, frozen=True, kw_only=True):
       unrouted: by why they went to the administrators, "no route" or "no device"; under "nobody" those of
         them that went to no device at all.
       unreadable, tests: posts that were no alarms.
+      owed: alarms that wait for a push until the outbox has room.
       waiting: events that wait for another of the same alarm.
     """
 
@@ -136,9 +140,15 @@ class AlarmStatistics(msgspec.Struct, frozen=True, kw_only=True):
     unrouted: dict[str, int]
     unreadable: int
     tests: int
+    owed: int
     waiting: int
     unacknowledged: int
     cached_octets: int
+
+
+# What an alarm is owed, where there was no room in the outbox: its banner is not as it stands, nor was the
+# sound heard, nor is there any banner of this generation.
+SILENT, LOUDLY, UNSEEN = 1, 2, 3
 
 
 class _Known(NamedTuple):
@@ -147,6 +157,7 @@ class _Known(NamedTuple):
     opened: int
     last: int
     row: AlarmRow
+    owed: int = 0
 
 
 class _Step(NamedTuple):
@@ -159,7 +170,7 @@ class _Step(NamedTuple):
     rows: Sequence[Sequence[Value]] = ()
 
 
-_Decide = Callable[[AlarmRow | None, float], Awaitable[_Step | None]]
+_Decide = Callable[[_Known | None, float], Awaitable[_Step | None]]
 
 
 async def open_alarms(
@@ -231,6 +242,8 @@ class Alarms:
         self._tests = 0
         self._told_at: dict[str, float] = {}
         self._stored_all_the_same = trio.Event()
+        self._owed = 0
+        self._owing = trio.Event()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._app}, {sum(self._unread.values())} unacknowledged>"
@@ -241,8 +254,11 @@ class Alarms:
         return self._app
 
     async def _load(self) -> None:
-        last, unread, sets = await self._storage.read(read_state)
+        last, unread, sets, owed = await self._storage.read(read_state)
         self._last = last
+        self._owed = owed
+        if owed:
+            self._owing.set()
         self._unread.update(unread)
         for text in sets:
             self._tag_sets[text] = frozenset(read_tags(text))
@@ -256,6 +272,7 @@ class Alarms:
         task_status.started()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._take_up)
+            nursery.start_soon(self._push_late)
             while True:
                 await trio.sleep(TRIM_EVERY)
                 with suppress(StorageError):  # told by the storage; the next turn tries again
@@ -269,6 +286,19 @@ class Alarms:
             with suppress(StorageError):
                 await self._outbox.take_up_doubtful()
 
+    async def _push_late(self) -> None:
+        """Let those banners go out that there was no room for, once there is."""
+        while True:
+            await self._owing.wait()
+            await trio.sleep(self._limits.late_after)
+            with suppress(OutboxBusy, StorageError):
+                while names := await self._storage.read(partial(read_owed, limit=100)):
+                    for name in names:
+                        _, step, _ = await self._change(name, self._late)
+                        self._rules["late"] += step is not None
+            if not self._owed:
+                self._owing = trio.Event()
+
     # What happens to alarms.
 
     async def record(self, event: Event) -> Recorded:
@@ -278,7 +308,7 @@ class Alarms:
 
         Raises:
           ValueError: the event is a test.
-          StorageFull, OutboxBusy: nothing was recorded.
+          StorageFull: nothing was recorded.
           StorageUnknown: it was tried several times, and nobody knows.
         """
         name = alarm_digest(event.source, alarm_key(event))
@@ -289,7 +319,7 @@ class Alarms:
         if told.unrouted:
             await self._tell_unrouted(name, step.row, told)
         verdict: Any = told.rule.partition(".")[0]
-        return Recorded(name, known.row, verdict, told.rule, push, told.unrouted)
+        return Recorded(name, known.row, verdict, told.rule, push, told.unrouted, bool(known.owed))
 
     async def acknowledge(
         self,
@@ -322,7 +352,8 @@ class Alarms:
             self._rules["acknowledged"] += 1
         return Recorded(name, known.row, "acknowledged", "acknowledged", push)
 
-    async def _judge(self, event: Event, row: AlarmRow | None, now: float) -> _Step:
+    async def _judge(self, event: Event, known: _Known | None, now: float) -> _Step:
+        row = known.row if known else None
         after, _, rule = judge(row, event, now)
         opens = row is None or after.generation != row.generation
         if is_echo(event):  # ours: whoever it concerns has been told, and another push would raise another
@@ -338,7 +369,24 @@ class Alarms:
         told = msgspec.structs.replace(
             self._told(event, after, rule), routes=addressed.routes, tags=tags, unrouted=unrouted
         )
-        return _Step(after, told, banner(after, rule, now, look=self.look), opens)
+        shown = rule
+        if known is not None and known.owed:
+            if known.owed == UNSEEN and rule == "clear.open":
+                return _Step(after, told, None, opens)  # come and gone before anybody could be told
+            if known.owed >= LOUDLY and rule in SHOWN and after.counts_in_badge:
+                shown = "first.new"  # nobody has heard it yet
+        return _Step(after, told, banner(after, shown, now, look=self.look), opens)
+
+    async def _late(self, known: _Known | None, now: float) -> _Step | None:
+        if known is None or not known.owed:
+            return None
+        row = known.row
+        told = Told(rule="late", severity=row.severity, generation=row.generation, tags=row.tags)
+        shown = acknowledged_banner(row, now, look=self.look)
+        if shown is None:
+            loud = known.owed >= LOUDLY and row.state == "open"
+            shown = banner(row, "first.new" if loud else "repeat.changed", now, look=self.look)
+        return _Step(row, told, shown, opens=False)
 
     @staticmethod
     def _told(event: Event, after: AlarmRow, rule: str) -> Told:
@@ -358,9 +406,10 @@ class Alarms:
         by: str,
         generation: int | None,
         rows: Sequence[Sequence[Value]],
-        row: AlarmRow | None,
+        known: _Known | None,
         now: float,
     ) -> _Step | None:
+        row = known.row if known else None
         if row is None or (generation is not None and row.generation != generation):
             return None
         after = acknowledge(row, by, now)
@@ -414,29 +463,30 @@ class Alarms:
         await self._turns.begin(alarm)
         before: _Known | None = None
         in_doubt = False
-        tries, patience = 1, self._clock() + self._limits.patience
+        tries = 1
         try:
             while True:
                 before = self._cache.get(alarm) or await self._read(alarm)
                 now = self._clock()
-                step = await decide(before.row if before else None, now)
+                step = await decide(before, now)
                 if step is None:
                     return before, None, 0
                 number = self._last = max(self._last + 1, int(now * 1e6))
                 opened = number if step.opens or before is None else before.opened
-                after = _Known(opened, number, step.row)
+                after = _Known(opened, number, step.row, _still_owed(before, step))
                 in_doubt = True
                 try:
-                    push = await self._store(name, alarm, before, after, step, now)
+                    try:
+                        push = await self._store(name, alarm, before, after, step, now)
+                    except OutboxBusy:
+                        if step.told.rule == "late":
+                            in_doubt = False
+                            raise
+                        after = after._replace(owed=_owed(before, step))
+                        push = await self._store(name, alarm, before, after, step._replace(banner=None), now)
                 except StorageFull:
                     in_doubt = False
                     raise
-                except OutboxBusy as error:
-                    in_doubt = False
-                    if self._clock() >= patience:
-                        raise
-                    await trio.sleep(min(error.retry_after, 0.25))
-                    continue
                 except StorageUnknown:
                     found = await self._read(alarm)
                     self._take(alarm, before, found)
@@ -468,9 +518,9 @@ class Alarms:
             kept = msgspec.structs.replace(told, push=push) if push else told
             return [
                 (
-                    self._kind, alarm, row.state == "open", row.counts_in_badge, after.opened, after.last,
-                    before.last if before else 0, now, row.severity, row.device.casefold(), tags_text(row),
-                    encode(row), encode(kept),
+                    self._kind, alarm, (row.state == "open") | after.owed << 2, row.counts_in_badge,
+                    after.opened, after.last, before.last if before else 0, now, row.severity,
+                    row.device.casefold(), tags_text(row), encode(row), encode(kept),
                 ),
                 *step.rows,
             ]  # fmt: skip
@@ -529,6 +579,9 @@ class Alarms:
     def _take(self, alarm: bytes, before: _Known | None, after: _Known | None) -> None:
         """Let memory go from one row to another that is on disk."""
         self._cache.put(alarm, after)
+        self._owed += bool(after and after.owed) - bool(before and before.owed)
+        if after is not None and after.owed:
+            self._owing.set()
         if before is not None and before.row.counts_in_badge:
             self._count(before.row, -1)
         if after is not None:
@@ -646,6 +699,7 @@ class Alarms:
             unrouted=dict(self._unrouted),
             unreadable=self._unreadable,
             tests=self._tests,
+            owed=self._owed,
             waiting=self._turns.waiting,
             unacknowledged=sum(self._unread.values()),
             cached_octets=self._cache.octets,
@@ -670,14 +724,15 @@ class _Cache:
     def __init__(self, limit: int) -> None:
         self.octets = 0
         self._limit = limit
-        self._rows: OrderedDict[bytes, tuple[int, int, bytes]] = OrderedDict()
+        self._rows: OrderedDict[bytes, tuple[int, int, bytes, int]] = OrderedDict()
 
     def get(self, alarm: bytes) -> _Known | None:
         found = self._rows.get(alarm)
         if found is None:
             return None
         self._rows.move_to_end(alarm)
-        return _Known(found[0], found[1], read_row(found[2]))
+        opened, last, row, owed = found
+        return _Known(opened, last, read_row(row), owed)
 
     def put(self, alarm: bytes, known: _Known | None) -> None:
         gone = self._rows.pop(alarm, None)
@@ -685,7 +740,7 @@ class _Cache:
             self.octets -= len(gone[2])
         if known is not None:
             row = encode(known.row)
-            self._rows[alarm] = known.opened, known.last, row
+            self._rows[alarm] = known.opened, known.last, row, known.owed
             self.octets += len(row)
             while self.octets > self._limit:
                 self.octets -= len(self._rows.popitem(last=False)[1][2])
@@ -726,8 +781,24 @@ class _Turns:
             del self._queues[alarm]
 
 
+def _still_owed(before: _Known | None, step: _Step) -> int:
+    """What is owed after a step that is pushed, or has nothing to push."""
+    if before is None or step.banner is not None:
+        return 0
+    gone = before.owed == UNSEEN and step.row.state == "cleared"
+    return 0 if gone else before.owed
+
+
+def _owed(before: _Known | None, step: _Step) -> int:
+    """What is owed after a step that there was no room to push."""
+    earlier = before.owed if before is not None else 0
+    if step.opens and earlier in (0, UNSEEN):
+        return UNSEEN
+    return max(earlier, LOUDLY if step.told.rule in LOUD else SILENT)
+
+
 def _known(columns: Sequence[Any] | None) -> _Known | None:
     if columns is None:
         return None
-    opened, last, row = columns
-    return _Known(opened, last, read_row(bytes.fromhex(row)))
+    opened, last, row, owed = columns
+    return _Known(opened, last, read_row(bytes.fromhex(row)), owed)

@@ -41,6 +41,7 @@ __all__ = [
     "name_of",
     "octets_of",
     "read_history",
+    "read_owed",
     "read_posts",
     "read_push",
     "read_row",
@@ -60,10 +61,12 @@ VERDICT_OCTETS = 64  # of a verdict's row besides what is told, about
 SCHEMA = """
 CREATE TABLE alarm (
     id BLOB PRIMARY KEY, open INTEGER NOT NULL, unread INTEGER NOT NULL, opened INTEGER NOT NULL,
-    last INTEGER NOT NULL, severity TEXT NOT NULL, device TEXT NOT NULL, tags TEXT NOT NULL, row BLOB NOT NULL
+    last INTEGER NOT NULL, severity TEXT NOT NULL, device TEXT NOT NULL, tags TEXT NOT NULL,
+    row BLOB NOT NULL, owed INTEGER NOT NULL
 );
 CREATE INDEX alarm_listed ON alarm (open, opened);
 CREATE INDEX alarm_unread ON alarm (tags) WHERE unread;
+CREATE INDEX alarm_owed ON alarm (id) WHERE owed;
 CREATE TABLE alarm_tags (
     tags TEXT PRIMARY KEY
 ) WITHOUT ROWID;
@@ -80,13 +83,13 @@ CREATE TABLE alarm_unreadable (
     octets INTEGER NOT NULL, raw TEXT NOT NULL
 )
 """
-# id, open, unread, opened, last, previous, at, severity, device, tags, row, told
+# id, open and four times what is owed, unread, opened, last, previous, at, severity, device, tags, row, told
 ALARM = f"""
 INSERT INTO alarm VALUES
-    (NEW.a, NEW.b, NEW.c, NEW.d, NEW.e, NEW.h, NEW.i, NEW.j, NEW.k)
+    (NEW.a, NEW.b & 1, NEW.c, NEW.d, NEW.e, NEW.h, NEW.i, NEW.j, NEW.k, NEW.b >> 2)
   ON CONFLICT (id) DO UPDATE SET open = excluded.open, unread = excluded.unread, opened = excluded.opened,
     last = excluded.last, severity = excluded.severity, device = excluded.device, tags = excluded.tags,
-    row = excluded.row;
+    row = excluded.row, owed = excluded.owed;
 INSERT INTO alarm_verdict VALUES (NEW.e, NEW.a, NEW.f, NEW.g, NEW.l);
 INSERT OR IGNORE INTO alarm_tags VALUES (NEW.j);
 UPDATE alarm_history SET octets = octets + length(NEW.l) + {VERDICT_OCTETS};
@@ -97,14 +100,14 @@ INSERT INTO alarm_unreadable VALUES (NEW.a, NEW.b, NEW.c, NEW.d, NEW.e, NEW.f);
 DELETE FROM alarm_unreadable WHERE id <=
   (SELECT id FROM alarm_unreadable ORDER BY id DESC LIMIT 1 OFFSET NEW.g);
 """
-KNOWN = Question("alarm", "id", ("opened", "last", "hex(row)"))
+KNOWN = Question("alarm", "id", ("opened", "last", "hex(row)", "owed"))
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One thing that happened to an alarm, as it is kept.
 
     Attributes:
-      rule: of `alarms.RULES`, or "acknowledged".
+      rule: of `alarms.RULES`, "acknowledged", or "late": the push that there was no room for before.
       severity, generation: the alarm's afterwards.
       source_at, time_text: the source's own time.
       message, raw, quirks: of the event; the beginning of its body.
@@ -202,8 +205,10 @@ def tags_text(row: AlarmRow) -> str:
     return msgspec.json.encode(sorted(set(row.tags))).decode()
 
 
-def read_state(connection: sqlite3.Connection) -> tuple[int, dict[str, int], list[str]]:
-    """The last number, how many are open and unacknowledged by their tags, and all sets of tags."""
+def read_state(connection: sqlite3.Connection) -> tuple[int, dict[str, int], list[str], int]:
+    """The last number, how many are open and unacknowledged by their tags, all sets of tags, and how many
+    alarms are owed a push.
+    """
     connection.execute("BEGIN")
     last = connection.execute(
         "SELECT max(coalesce((SELECT max(id) FROM alarm_verdict), 0),"
@@ -211,7 +216,16 @@ def read_state(connection: sqlite3.Connection) -> tuple[int, dict[str, int], lis
     ).fetchone()[0]
     unread = connection.execute("SELECT tags, count(*) FROM alarm WHERE unread GROUP BY tags").fetchall()
     sets = connection.execute("SELECT tags FROM alarm_tags").fetchall()
-    return last, dict(unread), [text for (text,) in sets]
+    (owed,) = connection.execute("SELECT count(*) FROM alarm WHERE owed").fetchone()
+    return last, dict(unread), [text for (text,) in sets], owed
+
+
+def read_owed(connection: sqlite3.Connection, *, limit: int) -> list[str]:
+    """The ids of some alarms that are owed a push."""
+    (text,) = connection.execute(
+        "SELECT json_group_array(hex(id)) FROM (SELECT id FROM alarm WHERE owed LIMIT ?)", (limit,)
+    ).fetchone()
+    return [name_of(digits) for digits in msgspec.json.decode(text)]
 
 
 def list_alarms(

@@ -16,7 +16,7 @@ from fastpush.gateway.counters import Counters
 from fastpush.gateway.devices import Registration, open_devices
 from fastpush.gateway.http import Limits as ServerLimits
 from fastpush.gateway.http import open_listener, serve
-from fastpush.gateway.outbox.sqlite import open_outbox
+from fastpush.gateway.outbox.sqlite import OutboxLimits, open_outbox
 from fastpush.gateway.routes import Route, Routes
 from fastpush.gateway.storage import Limits, open_storage
 
@@ -70,9 +70,11 @@ class House:
 
 
 @asynccontextmanager
-async def alarm_house(path, *, limits=ROOMY, routes=ROUTES, alarm_limits=None, clock=lambda: NOW, reach=None):
+async def alarm_house(
+    path, *, limits=ROOMY, routes=ROUTES, alarm_limits=None, clock=lambda: NOW, reach=None, watchdog=None
+):
     async with open_storage(path / "gateway.db", limits) as storage, trio.open_nursery() as nursery:
-        outbox = await open_outbox(storage)
+        outbox = await open_outbox(storage, limits=OutboxLimits(pending_after=60.0))
         keys = await open_authenticator(storage)
         devices = await open_devices(storage, keys=keys)
         alarms = await open_alarms(
@@ -81,13 +83,19 @@ async def alarm_house(path, *, limits=ROOMY, routes=ROUTES, alarm_limits=None, c
         await nursery.start(alarms.run)
         gateway = Gateway(
             storage=storage, outbox=outbox, devices=devices, keys=keys, alarms=alarms, apps=None,
-            notices=None, config=None, clock=clock, counters=Counters(),
+            notices=None, config=None, clock=clock, counters=Counters(), watchdog=watchdog,
         )  # fmt: skip
         listener = open_listener("127.0.0.1:0")
         stop, stopped = trio.Event(), trio.Event()
 
         async def run(task_status) -> None:
-            await serve(ingest_app(gateway), [listener], shutdown_trigger=stop.wait, task_status=task_status)
+            await serve(
+                ingest_app(gateway),
+                [listener],
+                limits=ServerLimits(connections_per_address=256),
+                shutdown_trigger=stop.wait,
+                task_status=task_status,
+            )
             stopped.set()
 
         await nursery.start(run)

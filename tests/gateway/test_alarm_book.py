@@ -6,15 +6,15 @@ import sqlite3
 import threading
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 import trio
 import trio.testing
 
 from fastpush.gateway.alarm_book import AlarmLimits, Alarms, open_alarms
-from fastpush.gateway.outbox import OutboxBusy
 from fastpush.gateway.outbox.sqlite import OutboxLimits, SqliteOutbox, open_outbox
 from fastpush.gateway.routes import Route, Routes
-from fastpush.gateway.sources import Event
+from fastpush.gateway.sources import Event, alarm_digest
 from fastpush.gateway.storage import Job, Limits, Storage, StorageFull, open_storage
 
 APP = "com.example.opmanager"
@@ -24,6 +24,7 @@ ROUTES = Routes(
         Route(name="worst", tags=("duty",), severity=("critical", "service_down")),
     ]
 )
+SLOW_DISK = OutboxLimits(pending_after=60.0, fanouts=20_000)  # is not what these tests are about
 ROOMY = Limits(low_water_octets=0, low_water_share=0.0, reserve_octets=4_096)
 
 
@@ -37,7 +38,7 @@ def event(severity: str, entity: str = "core_Poll", **fields) -> Event:
 @asynccontextmanager
 async def opened(path, *, limits=ROOMY, routes=ROUTES, limits_of_outbox=None, alarm_limits=None, **options):
     async with open_storage(path, limits) as storage:
-        outbox = await open_outbox(storage, limits=limits_of_outbox)
+        outbox = await open_outbox(storage, limits=limits_of_outbox or SLOW_DISK)
         alarms = await open_alarms(storage, outbox, routes, app=APP, limits=alarm_limits, **options)
         yield Book(storage, outbox, alarms)
 
@@ -245,13 +246,87 @@ async def test_a_full_disk_changes_nothing_and_says_so(tmp_path) -> None:
         )
 
 
-async def test_a_busy_outbox_is_waited_for_and_then_refuses(tmp_path) -> None:
-    options = {"limits_of_outbox": OutboxLimits(waiting_entries=0), "alarm_limits": AlarmLimits(patience=0.1)}
+# No room in the outbox.
+
+
+async def send(book, pushes) -> None:
+    """What the dispatcher does: each goes to its devices, and is done."""
+    for fanout in pushes:
+        await book.outbox.settle_page(fanout.id, "", accepted=1, ends=(), retries=(), last=True)
+
+
+def shown(fanout) -> tuple:
+    aps = msgspec.json.decode(fanout.entry.payload)["aps"]
+    return aps["alert"]["title"], aps["thread-id"], "sound" in aps, fanout.audience.any_of
+
+
+async def test_what_finds_no_room_in_the_outbox_is_recorded_and_pushed_later_as_it_stands(tmp_path) -> None:
+    """APNs is away for hours and the storm goes on: no webhook is refused, and nobody hears old news."""
+    options = {
+        "limits_of_outbox": OutboxLimits(pending_after=60.0, fanouts=2),
+        "alarm_limits": AlarmLimits(late_after=0.01),
+    }
+    net, duty = ("net",), ("net", "duty")
+
+    async def record(book, words: str, device: str) -> list[int]:
+        events = [event(word, device, device=device) for word in words.split()]
+        recorded = [await book.alarms.record(each) for each in events]
+        assert all(one.push or one.owed for one in recorded if one.rule != "clear.open")
+        return [one.push for one in recorded]
+
     async with opened(tmp_path / "gateway.db", **options) as book:
-        with pytest.raises(OutboxBusy):
-            await book.alarms.record(event("critical"))
-        assert (await book.alarms.record(event("clear"))).rule == "stale.clear_of_unknown"
-        assert await book.pushes() == []
+        assert all(await record(book, "attention trouble", "shown"))
+        assert not any(await record(book, "critical", "shown"))
+        assert not any(await record(book, "attention critical trouble", "better"))
+        assert not any(await record(book, "attention clear", "gone"))
+        assert not any(await record(book, "trouble", "taken"))
+        assert not any(await record(book, "trouble clear trouble", "again"))
+        taken = await book.alarms.acknowledge(alarm_digest("opm1", "taken"), "jo")
+        assert taken.push == 0
+        assert book.alarms.statistics().owed == 4
+        assert (book.count("net"), book.count("duty")) == (3, 2)
+    async with opened(tmp_path / "gateway.db", **options) as book, trio.open_nursery() as nursery:
+        assert book.alarms.statistics().owed == 4
+        first = await book.pushes()
+        assert [shown(push)[0] for push in first] == ["Attention: shown", "Trouble: shown"]
+        assert await record(book, "clear", "shown") == [0]  # its banners are on their way
+        await nursery.start(book.alarms.run)
+        late = []
+        while book.alarms.statistics().owed:
+            await send(book, await book.pushes())
+            await trio.sleep(0.02)
+            late += await book.pushes()
+        late = {push.id: push for push in late if push.id not in {each.id for each in first}}
+        assert sorted(map(shown, late.values())) == [
+            ("Cleared: shown", "opm1/shown", False, duty),
+            ("Trouble: again", "opm1/again", True, net),
+            ("Trouble: better", "opm1/better", True, duty),
+            ("Trouble: taken", "opm1/taken", False, net),
+        ]
+        history = await book.alarms.get(alarm_digest("opm1", "better"))
+        assert [told.rule for _, _, told in history.verdicts] == [
+            "late", "lowered.rank", "escalated.rank", "first.new",
+        ]  # fmt: skip
+        assert history.verdicts[0][2].push in late
+        assert book.alarms.statistics().rules["late"] == 4
+        nursery.cancel_scope.cancel()
+    async with opened(tmp_path / "gateway.db", **options) as book:
+        assert book.alarms.statistics().owed == 0
+        assert not (await book.alarms.record(event("trouble", "better", device="better"))).push
+
+
+async def test_what_is_owed_goes_with_the_next_push(tmp_path) -> None:
+    """And is heard then, also if that push would have been silent."""
+    async with opened(
+        tmp_path / "gateway.db", limits_of_outbox=OutboxLimits(pending_after=60.0, fanouts=1)
+    ) as book:
+        await book.alarms.record(event("trouble", "other"))
+        assert not (await book.alarms.record(event("critical"))).push
+        assert not (await book.alarms.record(event("critical"))).push
+        await send(book, await book.pushes())
+        assert (await book.alarms.record(event("trouble"))).rule == "lowered.rank"
+        assert [shown(push)[::2] for push in await book.pushes()] == [("Trouble: core", True)]
+        assert book.alarms.statistics().owed == 0
 
 
 # Who is told.

@@ -142,6 +142,26 @@ async def test_the_instance_is_the_body_s_src_else_the_url_s_else_the_key_s(tmp_
         assert all(name.isprintable() and len(name) <= 256 for name in names)
 
 
+class Listener:
+    """What of the watchdog a webhook reaches: who was heard of."""
+
+    def __init__(self) -> None:
+        self.sources: list[str] = []
+
+    def heard(self, source: str) -> None:
+        self.sources.append(source)
+
+
+async def test_the_watchdog_hears_of_every_post_also_of_one_that_is_no_alarm(tmp_path) -> None:
+    """A test or an unreadable body shows as well as an alarm that OpManager still reaches us."""
+    watchdog = Listener()
+    async with alarm_house(tmp_path, watchdog=watchdog) as house:
+        for body in (b'{"src":"opm1",' + ALARM[1:], b"", b"nothing known"):
+            await house.post(body)
+        await house.post(ALARM, Authorization="Bearer wrong")
+        assert watchdog.sources == ["opm1", "opmanager", "opmanager"]
+
+
 async def test_a_bare_4_of_applications_manager_is_a_warning(tmp_path) -> None:
     async with alarm_house(tmp_path) as house:
         body = b"entity=a&displayName=app&severity=4"

@@ -41,6 +41,7 @@ UNREADABLE = (
     "No known field was found in this body. It is kept, and shown at GET /v1/alarms/unreadable; nobody was"
     " told. The template to paste is in docs/opmanager.md."
 )
+LATE = "Too much waits to be sent; the push follows as soon as there is room for it."
 
 
 class WebhookAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -111,6 +112,8 @@ def hot_routes(gateway: Gateway) -> list[HotRoute]:
         event = (
             await trio.to_thread.run_sync(parsing) if len(body) > _PARSED_ASIDE_OCTETS else parsing()
         )  # fmt: skip
+        if gateway.watchdog is not None:
+            gateway.watchdog.heard(event.source)
         try:
             answer = await _kept(gateway, event, kind, body, octets)
         except StorageFull:
@@ -151,6 +154,7 @@ async def _kept(gateway: Gateway, event: Event, kind: str, body: bytes, octets: 
         push=str(recorded.push) if recorded.push else "",
         unrouted=recorded.unrouted,
         quirks=event.quirks,
+        detail=LATE if recorded.owed else "",
     )
 
 
