@@ -18,6 +18,7 @@ import h2.events
 import h2.exceptions
 import trio
 from h2.settings import SettingCodes, Settings
+from hpack import NeverIndexedHeaderTuple
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.events import Body, EndBody, Request, Response, StreamClosed
 from hypercorn.protocol.events import Event as StreamEvent
@@ -29,7 +30,13 @@ from ._limits import MEBIOCTET, Refusal, problem, problem_headers
 from ._listeners import ClientCertificate
 
 DISCARDED = MEBIOCTET  # octets of a body taken and thrown away after an early answer
+UNIQUE = frozenset((b"location", b"x-request-id", b"etag"))
 VISIBLE = bytes(range(0x21, 0x7F))
+
+
+def _field(name: bytes, value: bytes) -> tuple[bytes, bytes]:
+    """A field of an answer. A value that does not come again must not push others out of the peer's table."""
+    return NeverIndexedHeaderTuple(name, value) if name in UNIQUE else (name, value)
 
 
 class GuardedHTTP2(H2Protocol):
@@ -230,7 +237,7 @@ class GuardedHTTP2(H2Protocol):
             if isinstance(event, Response):
                 self._held[event.stream_id] = [
                     (b":status", b"%d" % event.status_code),
-                    *[(name.lower(), value) for name, value in event.headers],
+                    *[_field(name.lower(), value) for name, value in event.headers],
                     *self.config.response_headers("h2"),
                 ]
             elif isinstance(event, Body):
@@ -239,6 +246,8 @@ class GuardedHTTP2(H2Protocol):
             elif isinstance(event, EndBody):
                 self._put_head(event.stream_id)
                 self.connection.end_stream(event.stream_id)
+                # Answers of one commit come together: they leave in one write.
+                await trio.lowlevel.cancel_shielded_checkpoint()
                 await self._flush()
             elif isinstance(event, StreamClosed):
                 await self._finish(event.stream_id)
