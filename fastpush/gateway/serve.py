@@ -40,6 +40,7 @@ from fastpush.gateway.notices import open_notices
 from fastpush.gateway.notices.channels import carriers_of
 from fastpush.gateway.outbox import Audience, Outbox
 from fastpush.gateway.outbox.sqlite import open_outbox
+from fastpush.gateway.quotas import Quotas
 from fastpush.gateway.reloading import Change, reload
 from fastpush.gateway.renewal import kept_credentials
 from fastpush.gateway.routes import Routes
@@ -282,6 +283,7 @@ class Service:
                 sessions=Sessions(storage, clock),
                 watchdog=watchdog,
                 draining=lambda: self.draining,
+                quotas=Quotas(config.ingest.max_per_key),
             )
             async with trio.open_nursery() as administration:
                 admin, admin_ends = admin_app(gateway), trio.Event()

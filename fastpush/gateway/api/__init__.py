@@ -36,6 +36,7 @@ from starlette.responses import Response
 from fastpush.gateway.counters import Counters
 from fastpush.gateway.outbox import IdempotencyConflict, OutboxBusy
 from fastpush.gateway.problems import Problem
+from fastpush.gateway.quotas import Quotas
 from fastpush.gateway.storage import StorageBroken, StorageFull, StorageUnknown
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ class Gateway:
     sessions: Any = None
     watchdog: Any = None
     draining: Callable[[], bool] = lambda: False
+    quotas: Quotas = field(default_factory=Quotas)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}>"

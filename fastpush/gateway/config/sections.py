@@ -88,6 +88,8 @@ class IngestSettings(_Section, frozen=True):
         connects to a Unix socket.
       proxy_header: the one that these proxies write.
       max_connections, max_connections_per_address: more are refused with 503.
+      max_per_key: notifications a second that one key may send, on average over ten seconds; more are refused
+        with 429. 0 is no limit.
       tls: without it plain HTTP is spoken; Unix sockets always speak plain HTTP.
     """
 
@@ -96,6 +98,7 @@ class IngestSettings(_Section, frozen=True):
     proxy_header: Literal["x-forwarded-for", "forwarded"] = "x-forwarded-for"
     max_connections: Count = 1024
     max_connections_per_address: Count = 64
+    max_per_key: Amount = 0
     tls: TLSSettings | None = None
 
 

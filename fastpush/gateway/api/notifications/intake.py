@@ -139,6 +139,7 @@ class Intake:
         principal.require("notify")
         if not scope["state"].get("owned_by", _anybody)(principal.key_id):
             raise Problem(429, "too many connections", "This key has too many connections open.")
+        self._gateway.quotas.check(principal.key_id)
         if is_lines:
             await self._take_lines(scope, headers, principal, receive, send)
         else:
@@ -208,11 +209,11 @@ class Intake:
             accepted = await outbox.accept_fanout(
                 app, audience, entry, source=source, idempotency=idempotency
             )
-            self._count(app, 1, accepted)
+            self._count(app, 1, accepted, principal)
             return accepted, app, True
         entries = _entries(translator, bodies, several=several)
         accepted = await outbox.accept(app, entries, source=source, idempotency=idempotency)
-        self._count(app, len(entries), accepted)
+        self._count(app, len(entries), accepted, principal)
         return accepted, app, False
 
     # Lines: any number, each for itself.
@@ -267,6 +268,7 @@ class Intake:
             self._room,
             source=principal.name,
             idempotency=idempotency,
+            charge=lambda count: self._gateway.quotas.charge(principal.key_id, count),
         )
         try:
             uploaded = await upload.run(receive)
@@ -298,9 +300,10 @@ class Intake:
         if waiting is not None and waiting.count >= limit:
             raise OutboxBusy(f"{waiting.count:,} notifications of the app wait to be sent", 30.0)
 
-    def _count(self, app: str, count: int, acceptance: Acceptance) -> None:
+    def _count(self, app: str, count: int, acceptance: Acceptance, principal: Principal) -> None:
         if not acceptance.repeated:
             self._gateway.counters.notifications[app] += count
+            self._gateway.quotas.charge(principal.key_id, count)
 
 
 def _several(body: bytes) -> list[NotificationBody]:

@@ -10,6 +10,7 @@ their hash is: the repetition of a cut upload checks its lines against that and 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from hashlib import sha256
 from math import inf
 from typing import final
@@ -43,6 +44,9 @@ CHUNK_AFTER = 0.5
 
 BUSY_FOR = 5.0
 """Seconds for which an upload waits when the disk does not keep up, before it is refused."""
+
+LONGEST_PAUSE = 5.0
+"""Seconds between two chunks of a key that is over its quota."""
 
 MAX_BAD_LINES = 100
 MAX_IDS = 1_000
@@ -126,6 +130,7 @@ class Upload:
     Args:
       room: shared with all other uploads.
       idempotency: who repeats what; its digest is not used.
+      charge: told how many notifications were stored, gives the seconds that the upload should pause.
     """
 
     def __init__(
@@ -136,6 +141,7 @@ class Upload:
         *,
         source: str,
         idempotency: Idempotency | None,
+        charge: Callable[[int], float] = lambda count: 0.0,
     ) -> None:
         self._outbox = outbox
         self._app = translator.app
@@ -143,6 +149,7 @@ class Upload:
         self._room = room
         self._source = source
         self._idempotency = idempotency
+        self._charge = charge
         self._stream: StreamState | None = None
         self._skip = 0  # lines that an earlier upload has stored
 
@@ -336,6 +343,9 @@ class Upload:
         self._acceptances.append(acceptance)
         self.accepted += acceptance.count
         self._stored_lines = lines
+        pause = self._charge(acceptance.count)
+        if pause and not self._ended:
+            await trio.sleep(min(pause, LONGEST_PAUSE))
 
     async def _accept(self, entries: list[Entry], chunk: Chunk | None) -> Acceptance:
         """A disk that does not keep up makes the upload slower, before it makes it fail."""
