@@ -163,6 +163,26 @@ async def test_what_was_never_told_is_not_withdrawn(path):
     assert webhook.told == [("raised", 10), ("raised", 10), ("withdrawn", 10)]
 
 
+async def test_a_notice_that_cannot_be_told_holds_up_no_other(path):
+    """A push about a dead app waits for days; one about another app goes out at once."""
+
+    class Picky(Carrier):
+        async def tell(self, telling):
+            if telling.notice.id == "certificate:a":
+                self.tries += 1
+                raise NotTold("not reached")
+            return await super().tell(telling)
+
+    push = Picky("push")
+    async with Life(path, push) as notices:
+        await tell(notices, notice())
+        await tell(notices, notice(3, id="certificate:b"))
+        await push.until(told=1)
+        await tell(notices, notice(2, id="certificate:b"))
+        await push.until(told=2)
+    assert push.told == [("raised", 3), ("raised", 2)]
+
+
 async def test_a_lasting_failure_is_not_repeated(path):
     email = Carrier("email", fails=1, lasting=True)
     async with Life(path, email) as notices:

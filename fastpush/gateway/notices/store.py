@@ -11,6 +11,7 @@ withdrawn.
 from __future__ import annotations
 
 import logging
+import math
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -350,25 +351,28 @@ class Notices:
         return [found[channel] for channel in CHANNELS if channel in found]
 
     async def _carry(self, carrier: Carrier) -> None:
-        channel, failures = carrier.channel, 0
+        """Tell what waits, in order; one that failed waits for its time and lets the others pass."""
+        channel = carrier.channel
+        due: dict[int, float] = {}
         while True:
-            queue = self._waiting.get(channel, [])
-            if not queue:
-                self._idle.unpark_all()
+            queue, now = self._waiting.get(channel, []), trio.current_time()
+            due = {one.number: due.get(one.number, now) for one in queue}
+            telling = next((one for one in queue if due[one.number] <= now), None)
+            if telling is None:
+                if not queue:
+                    self._idle.unpark_all()
                 bell = self._bells[channel] = trio.Event()
-                await bell.wait()
+                with trio.move_on_at(min(due.values(), default=math.inf)):
+                    await bell.wait()
                 continue
-            telling = queue[0]
             self._busy.add(telling.number)
             try:
                 told = await self._tell(carrier, telling)
             finally:
                 self._busy.discard(telling.number)
-            failures = 0 if told else failures + 1
-            if failures:
-                bell = self._bells[channel] = trio.Event()
-                with trio.move_on_after(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (failures - 1))):
-                    await bell.wait()  # a new telling is a good time to try again
+            if not told:
+                pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(telling.attempts, 16))
+                due[telling.number] = trio.current_time() + pause
 
     async def _tell(self, carrier: Carrier, telling: Telling) -> bool:
         """Tell one, and write down how it went. False: try again."""
