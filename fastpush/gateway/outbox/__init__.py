@@ -17,7 +17,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -34,7 +34,9 @@ __all__ = [
     "Claimed",
     "End",
     "Entry",
+    "Failures",
     "Fanout",
+    "Hit",
     "Idempotency",
     "IdempotencyConflict",
     "Outbox",
@@ -42,6 +44,8 @@ __all__ = [
     "Outcome",
     "Record",
     "Retry",
+    "SearchPage",
+    "SentAgain",
     "StreamState",
     "Waiting",
 ]
@@ -248,6 +252,63 @@ class Record(msgspec.Struct, frozen=True):
     entry: Entry
     outcome: Outcome | None
     attempts: tuple[Attempt, ...]
+    sent_again: bytes | None = None
+    """The apns-id under which it was sent again."""
+    again_of: bytes | None = None
+    """The apns-id of the dead letter that this sends again."""
+
+
+class Hit(msgspec.Struct, frozen=True):
+    """A notification that was searched for.
+
+    Attributes:
+      index: -1 for a fan-out itself, which has no device token, and for its devices.
+      outcome: None while it has no end; then `ended_at` is None too.
+      status: of APNs' answer, 0 without one.
+      sent_again: the apns-id under which it was sent again.
+    """
+
+    apns_id: bytes
+    batch: int
+    index: int
+    device_token: str | None
+    app: str
+    source: str
+    received_at: float
+    outcome: Outcome | None
+    reason: str = ""
+    status: int = 0
+    ended_at: float | None = None
+    sent_again: bytes | None = None
+
+
+class SearchPage(NamedTuple):
+    """What was found, newest first; the cursor for what follows, None at the end."""
+
+    rows: list[Hit]
+    cursor: str | None
+
+
+class Failures(msgspec.Struct, frozen=True):
+    """How many dead letters an app has for a reason."""
+
+    app: str
+    reason: str
+    count: int
+
+
+class SentAgain(msgspec.Struct, frozen=True):
+    """What became of dead letters that were to be sent again.
+
+    Attributes:
+      count: accepted now, under new apns-ids.
+      batches: their ids.
+      gone: of which the payload is no longer kept.
+    """
+
+    count: int
+    batches: tuple[int, ...]
+    gone: int
 
 
 class BatchRecord(msgspec.Struct, frozen=True):
@@ -393,6 +454,55 @@ class Outbox(Protocol):
 
     async def find_batch(self, batch: int, *, limit: int = 1_000) -> BatchRecord | None:
         """A batch, fan-out or stream by its id."""
+
+    async def search(
+        self,
+        *,
+        app: str | None = None,
+        outcome: str | None = None,
+        reason: str | None = None,
+        device_ends: str | None = None,
+        source: str | None = None,
+        apns_id_prefix: str | None = None,
+        after: float | None = None,
+        before: float | None = None,
+        cursor: str | None = None,
+        limit: int = 50,
+    ) -> SearchPage:
+        """Find notifications, newest first. None is anything; what is given must all hold.
+
+        Args:
+          outcome: "waiting" for what has no end.
+          device_ends: the last characters of the device token.
+          apns_id_prefix: hex digits, with or without hyphens.
+          after, before: UNIX seconds of the acceptance; for a fan-out's devices of their end.
+          cursor: of the page before.
+
+        Of a fan-out's devices only those are found that were not accepted, and the fan-out itself. What ended
+        in the last seconds may be missing from a search for its outcome.
+
+        Raises ValueError: the cursor is none of ours.
+        """
+
+    async def failures(self, app: str | None = None) -> list[Failures]:
+        """The dead letters, by app and reason, most first."""
+
+    async def send_again(
+        self,
+        *,
+        apns_id: bytes | None = None,
+        app: str | None = None,
+        reason: str | None = None,
+        expires_after: float = 86_400.0,
+    ) -> SentAgain:
+        """Accept what failed once more, with the same content, linked to it: one, or all of a reason.
+
+        None is sent again twice. With `apns_id` also what was rejected, expired, or is unknown.
+
+        Raises:
+          LookupError: there is no such notification, or it has no such end; the message says which.
+          OutboxBusy: what was accepted until then stays accepted.
+        """
 
     def waiting(self) -> dict[str, Waiting]:
         """What waits, by app."""

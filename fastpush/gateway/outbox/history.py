@@ -160,7 +160,11 @@ def _drop_history(connection: sqlite3.Connection, before: int) -> bool:
             continue
         any_dropped = True
         _forget_own_ids(connection, ids)
-        for key, emptied in [("id", table), *(("batch", name) for name in ("body", "outcome", "unindexed"))]:
+        for key, emptied in [
+            ("id", table),
+            *(("batch", name) for name in ("body", "outcome", "unindexed", "again")),
+            ("fanout", "indexed_fanout"),
+        ]:
             connection.execute(
                 f"DELETE FROM {emptied} WHERE {key} IN (SELECT value FROM json_each(?))", (ids,)
             )
@@ -171,6 +175,11 @@ def _drop_history(connection: sqlite3.Connection, before: int) -> bool:
         (before, CHUNK),
     ).fetchall()
     connection.executemany("DELETE FROM stream_part WHERE stream = ?", done)
+    connection.execute(
+        "DELETE FROM segment WHERE last < min(?1, coalesce((SELECT min(id) FROM batch), ?1),"
+        " coalesce((SELECT min(id) FROM fanout), ?1))",
+        (before,),
+    )
     return any_dropped or len(done) == CHUNK
 
 
@@ -226,6 +235,7 @@ async def keep_house(
     apps: Callable[[], Iterable[App]],
     settle_done: Callable[[], object],
     take_up_doubtful: Callable[[], Awaitable[object]],
+    fill_index: Callable[[], Awaitable[object]],
 ) -> None:
     """For ever: each second the oldest, the index and a slice of names; each minute the trimming."""
     seconds = 0
@@ -234,6 +244,7 @@ async def keep_house(
             await keeper.refresh(apps())
             await keeper.index()
             await take_up_doubtful()
+            await fill_index()
             if seconds % 10 == 0:
                 await keeper.forget_names()
             if seconds % 60 == 0:

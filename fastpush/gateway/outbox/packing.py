@@ -136,6 +136,36 @@ def read_log(log: bytes) -> Iterator[Fate]:
 
 
 REST, PAGE = -2, -3
+_ACCEPTED = ("accepted", "")
+
+
+def read_ends(
+    logs: Iterable[bytes],
+) -> tuple[dict[int, tuple[str, str]], tuple[str, str] | None]:
+    """Outcome and reason by index, and of all the rest; the first end is the one."""
+    ends: dict[int, tuple[str, str]] = {}
+    rest: tuple[str, str] | None = None
+    for log in logs:
+        _base, accepted, _times, others = _decode(log)
+        ends = dict.fromkeys(accepted, _ACCEPTED) | ends
+        for index, number, _at, _status, reason, _attempts, device_token, *_ in others:
+            if number < 0 or device_token is not None:
+                continue
+            if index is None:
+                rest = rest or (_OUTCOMES[number], reason)
+            else:
+                ends.setdefault(index, (_OUTCOMES[number], reason))
+    return ends, rest
+
+
+def read_only_end(logs: str) -> tuple[str, str] | None:
+    """Outcome and reason of a batch of one, out of its logs in hexadecimal."""
+    if " " not in logs:
+        _base, accepted, _times, others = _decode(bytes.fromhex(logs))
+        if accepted and not others:
+            return _ACCEPTED
+    ends, rest = read_ends([bytes.fromhex(log) for log in logs.split()])
+    return ends.get(0, rest)
 
 
 def read_marks(logs: Iterable[bytes]) -> tuple[set[int], set[int], bool]:

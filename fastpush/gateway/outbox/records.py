@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -20,6 +20,7 @@ from fastpush.gateway.outbox import (
     BatchRecord,
     Entry,
     Fanout,
+    Hit,
     Outcome,
     Record,
     StreamState,
@@ -226,15 +227,70 @@ def find(connection: sqlite3.Connection, apns_id: bytes) -> Record | None:
     if 0 < batch < 1 << 63:
         record = _find_in_batch(connection, batch, apns_id) or _find_in_fanout(connection, batch, apns_id)
         if record is not None:
-            return record
+            return _linked(connection, record)
     row = connection.execute("SELECT batch FROM search WHERE apns_id = ?", (apns_id,)).fetchone()
     if row is not None:
-        return _find_in_batch(connection, row[0], apns_id)
+        return _linked(connection, _find_in_batch(connection, row[0], apns_id))
     for (unindexed,) in connection.execute("SELECT batch FROM unindexed").fetchall():
         record = _find_in_batch(connection, unindexed, apns_id)
         if record is not None:
-            return record
+            return _linked(connection, record)
     return None
+
+
+def _linked(connection: sqlite3.Connection, record: Record | None) -> Record | None:
+    """With what it was sent again as, and what it is the repetition of."""
+    if record is None:
+        return None
+    device = (record.entry.device_token or "") if record.index < 0 else ""
+    later = connection.execute(
+        "SELECT apns_id FROM again WHERE batch = ? AND place = ? AND device = ?",
+        (record.batch, record.index, device),
+    ).fetchone()
+    earlier = connection.execute(
+        "SELECT batch, place, device FROM again WHERE apns_id = ?", (record.apns_id,)
+    ).fetchone()
+    if later is None and earlier is None:
+        return record
+    return msgspec.structs.replace(
+        record,
+        sent_again=None if later is None else later[0],
+        again_of=None if earlier is None else _apns_id_of(connection, *earlier),
+    )
+
+
+def _apns_id_of(connection: sqlite3.Connection, batch: int, place: int, device: str) -> bytes | None:
+    table = "fanout" if place < 0 else "batch"
+    row = connection.execute(f"SELECT tag, head FROM {table} WHERE id = ?", (batch,)).fetchone()
+    if row is None:
+        return None
+    tag, head = row
+    if place < 0:
+        return Fanout(batch, "", Audience(), Entry(None, b""), 0.0, "", tag).apns_id(device)
+    count = connection.execute("SELECT count FROM batch WHERE id = ?", (batch,)).fetchone()[0]
+    own = unpack_entries(head, None, count)[place].apns_id
+    return own or Acceptance(batch, count, 0.0, False, tag).apns_id(place)
+
+
+def contents(connection: sqlite3.Connection, hits: Sequence[Hit]) -> list[Entry | None]:
+    """What was sent to each, None where its payload was dropped."""
+    batches: dict[int, list[Entry] | None] = {}
+    found: list[Entry | None] = []
+    for hit in hits:
+        if hit.batch not in batches:
+            table, count = ("fanout", "1") if hit.index < 0 else ("batch", "count")
+            row = connection.execute(
+                f"SELECT head, payloads, {count} FROM {table} JOIN body ON body.batch = id WHERE id = ?",
+                (hit.batch,),
+            ).fetchone()
+            batches[hit.batch] = None if row is None else unpack_entries(*row)
+        entries = batches[hit.batch]
+        entry = None if entries is None else entries[max(hit.index, 0)]
+        if entry is None or not entry.payload:
+            found.append(None)
+        else:
+            found.append(msgspec.structs.replace(entry, device_token=hit.device_token))
+    return found
 
 
 def _logs(connection: sqlite3.Connection, batch: int) -> list[bytes]:

@@ -11,6 +11,8 @@
     stream…      uploads in chunks
     start        how often the outbox was opened: the upper half of the ids of logs
     search, unindexed   apns-ids that senders brought, indexed behind
+    segment, indexed…   the search index, filled behind
+    again        which notification a dead letter was sent again as
 
 A lane is an app's high or normal priority: twice the app's number, plus one for normal. Batch ids grow with
 time, so that tables grow at their end, need no second index, and are trimmed as ranges.
@@ -85,7 +87,28 @@ CREATE TABLE start (
 # How far a fan-out was walked when it was purged or done: a page that is recorded later is counted once.
 _VERSION_2 = "ALTER TABLE fanout ADD COLUMN cursor TEXT NOT NULL DEFAULT ''"
 
-MIGRATIONS = [_VERSION_1.split(";"), [_VERSION_2]]
+# The search index (index.py), and what was sent again.
+_VERSION_3 = """
+CREATE TABLE segment (
+    id INTEGER PRIMARY KEY, kind INTEGER NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
+    count INTEGER NOT NULL, waiting INTEGER NOT NULL, classes BLOB NOT NULL, codes BLOB NOT NULL,
+    devices BLOB NOT NULL, keys BLOB NOT NULL, batches BLOB NOT NULL, places BLOB NOT NULL,
+    tokens BLOB NOT NULL
+);
+CREATE TABLE indexed (
+    id INTEGER PRIMARY KEY, upto INTEGER NOT NULL
+);
+CREATE TABLE indexed_fanout (
+    fanout INTEGER PRIMARY KEY, log INTEGER NOT NULL
+);
+CREATE TABLE again (
+    batch INTEGER NOT NULL, place INTEGER NOT NULL, device TEXT NOT NULL, apns_id BLOB NOT NULL,
+    PRIMARY KEY (batch, place, device)
+) WITHOUT ROWID;
+CREATE INDEX again_apns_id ON again (apns_id)
+"""
+
+MIGRATIONS = [_VERSION_1.split(";"), [_VERSION_2], _VERSION_3.split(";")]
 
 _FIRST = "(NEW.j IS NULL OR NOT EXISTS (SELECT 1 FROM idempotency WHERE key = NEW.j))"
 

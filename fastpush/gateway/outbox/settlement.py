@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from fastpush.gateway.outbox import End, Retry
@@ -153,6 +153,11 @@ class Settlement:
     def failed(self) -> None:
         """Nothing of it is known to be on disk."""
         self._memory.done += self._done
+
+    @property
+    def batches(self) -> Iterable[int]:
+        """Of which something is settled; fan-outs too."""
+        return self._logs if self._page is None else [*self._logs, self._page[0]]
 
     def recorded(self) -> bool:
         """It is on disk: let memory follow. Returns whether something became due."""

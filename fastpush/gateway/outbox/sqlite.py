@@ -32,19 +32,25 @@ from fastpush.gateway.outbox import (
     Claimed,
     End,
     Entry,
+    Failures,
     Fanout,
+    Hit,
     Idempotency,
     IdempotencyConflict,
     Outbox,
     OutboxBusy,
     Record,
     Retry,
+    SearchPage,
+    SentAgain,
     StreamState,
     Waiting,
     records,
     schema,
+    search,
 )
 from fastpush.gateway.outbox.history import Keep, Keeper, keep_house
+from fastpush.gateway.outbox.index import Indexer
 from fastpush.gateway.outbox.lanes import NEVER, App, Batch, Lane, Memory, Walk, claimed
 from fastpush.gateway.outbox.packing import pack_entries
 from fastpush.gateway.outbox.settlement import Kinds, Settlement
@@ -114,6 +120,7 @@ class SqliteOutbox:
         self._clock = clock
         self._memory = Memory()
         self._keeper = Keeper(storage, keep, clock)
+        self._indexer = Indexer(storage)
         self._doubtful: dict[int, int] = {}  # the sizes of batches that may have been stored
         self._counted: set[int] = set()  # batches whose earlier ends were counted before their lane was read
         self._last_id = 0
@@ -155,7 +162,16 @@ class SqliteOutbox:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Trim what is old, index what was named, and know the oldest; until cancelled."""
         task_status.started()
-        await keep_house(self._keeper, self._memory.apps.values, self._settle_done, self.take_up_doubtful)
+        await keep_house(
+            self._keeper,
+            self._memory.apps.values,
+            self._settle_done,
+            self.take_up_doubtful,
+            self._fill_index,
+        )
+
+    async def _fill_index(self) -> None:
+        await self._indexer.run_once(self._clock())
 
     def _settle_done(self) -> None:
         if self._memory.done:
@@ -198,6 +214,18 @@ class SqliteOutbox:
         idempotency: Idempotency | None = None,
         chunk: Chunk | None = None,
         also: Callable[[sqlite3.Connection], object] | None = None,
+    ) -> Acceptance:
+        more = None if also is None else lambda connection, _: also(connection)
+        return await self._accept(app, entries, source, idempotency, chunk, more)
+
+    async def _accept(
+        self,
+        app: str,
+        entries: Sequence[Entry],
+        source: str,
+        idempotency: Idempotency | None = None,
+        chunk: Chunk | None = None,
+        also: Callable[[sqlite3.Connection, Acceptance], object] | None = None,
     ) -> Acceptance:
         if not 1 <= len(entries) <= MAX_BATCH_ENTRIES:
             raise ValueError(f"{len(entries)} entries; 1 to {MAX_BATCH_ENTRIES:,} are accepted at once")
@@ -264,7 +292,9 @@ class SqliteOutbox:
             acceptance,
             row,
             idempotency,
-            None if also is None else _accepting(acceptance, row, None, also),
+            None
+            if also is None
+            else _accepting(acceptance, row, None, lambda connection, _: also(connection)),
             stored,
             lambda: self._doubtful.__setitem__(acceptance.batch, 0),
             () if rows is None else rows(acceptance.batch),
@@ -633,8 +663,10 @@ class SqliteOutbox:
         def finished(_: None, error: Exception | None) -> None:
             if error is not None:
                 settlement.failed()
-            elif settlement.recorded():
-                self._notify()
+            else:
+                self._indexer.touch(settlement.batches)
+                if settlement.recorded():
+                    self._notify()
             done()
 
         job: Job[None] = Job(finished, rows=settlement.rows, essential=True)
@@ -648,6 +680,91 @@ class SqliteOutbox:
 
     async def find_batch(self, batch: int, *, limit: int = 1_000) -> BatchRecord | None:
         return await self._storage.read(lambda connection: records.find_batch(connection, batch, limit))
+
+    async def search(
+        self,
+        *,
+        app: str | None = None,
+        outcome: str | None = None,
+        reason: str | None = None,
+        device_ends: str | None = None,
+        source: str | None = None,
+        apns_id_prefix: str | None = None,
+        after: float | None = None,
+        before: float | None = None,
+        cursor: str | None = None,
+        limit: int = 50,
+    ) -> SearchPage:
+        query = search.Query(app, outcome, reason, device_ends, source, apns_id_prefix, after, before)
+        indexed = self._indexer.indexed
+        return await self._storage.read(
+            lambda connection: search.search(connection, query, cursor, limit, indexed)
+        )
+
+    async def failures(self, app: str | None = None) -> list[Failures]:
+        indexed = self._indexer.indexed
+        return await self._storage.read(lambda connection: search.failures(connection, indexed, app))
+
+    async def send_again(
+        self,
+        *,
+        apns_id: bytes | None = None,
+        app: str | None = None,
+        reason: str | None = None,
+        expires_after: float = 86_400.0,
+    ) -> SentAgain:
+        if apns_id is not None:
+            return await self._send_again([await self._dead_letter(apns_id)], expires_after)
+        total, cursor = SentAgain(0, (), 0), None
+        while True:
+            page = await self.search(app=app, outcome="failed", reason=reason, cursor=cursor, limit=1_000)
+            done = await self._send_again([hit for hit in page.rows if not hit.sent_again], expires_after)
+            total = SentAgain(total.count + done.count, total.batches + done.batches, total.gone + done.gone)
+            cursor = page.cursor
+            if cursor is None:
+                return total
+
+    async def _dead_letter(self, apns_id: bytes) -> Hit:
+        record = await self.find(apns_id)
+        if record is None:
+            raise LookupError("there is no such notification")
+        if record.outcome in (None, "accepted"):
+            raise LookupError("it was accepted by APNs" if record.outcome else "it has no end yet")
+        if record.sent_again is not None:
+            raise LookupError("it was sent again already")
+        return Hit(
+            apns_id, record.batch, record.index, record.entry.device_token, record.app, record.source,
+            record.received_at, record.outcome,
+        )  # fmt: skip
+
+    async def _send_again(self, hits: Sequence[Hit], expires_after: float) -> SentAgain:
+        """Accept what is left of these; a batch for each app and source."""
+        contents = await self._storage.read(lambda connection: records.contents(connection, hits))
+        groups: dict[tuple[str, str], list[tuple[Hit, Entry]]] = {}
+        for hit, entry in reversed(list(zip(hits, contents, strict=True))):  # the oldest first
+            if entry is not None:
+                groups.setdefault((hit.app, hit.source), []).append((hit, entry))
+        expiration = int(self._clock() + expires_after)
+        count, batches = 0, []
+        for (app, source), group in groups.items():
+            entries = [
+                msgspec.structs.replace(entry, apns_id=None, expiration=entry.expiration and expiration)
+                for _, entry in group
+            ]
+            try:
+                accepted = await self._accept(
+                    app,
+                    entries,
+                    source,
+                    also=lambda connection, acceptance, group=group: _link(  # type: ignore[misc]
+                        connection, acceptance, [hit for hit, _ in group]
+                    ),
+                )
+            except sqlite3.IntegrityError:
+                raise LookupError("some of it was sent again meanwhile, and nothing now") from None
+            count += accepted.count
+            batches.append(accepted.batch)
+        return SentAgain(count, tuple(batches), contents.count(None))
 
     def waiting(self) -> dict[str, Waiting]:
         return {
@@ -721,6 +838,22 @@ class SqliteOutbox:
             lane.cursor = max(lane.cursor, upto)
 
 
+def _link(connection: sqlite3.Connection, acceptance: Acceptance, hits: Sequence[Hit]) -> None:
+    """Remember what is sent again. It fails when one of them was before."""
+    connection.executemany(
+        "INSERT INTO again VALUES (?, ?, ?, ?)",
+        [
+            (
+                hit.batch,
+                hit.index,
+                (hit.device_token or "") if hit.index < 0 else "",
+                acceptance.apns_id(place),
+            )
+            for place, hit in enumerate(hits)
+        ],
+    )
+
+
 if TYPE_CHECKING:
     _KEEPS_THE_CONTRACT: type[Outbox] = SqliteOutbox
 
@@ -739,7 +872,7 @@ def _accepting(
     acceptance: Acceptance,
     row: tuple[Any, ...],
     chunk: Chunk | None,
-    also: Callable[[sqlite3.Connection], object] | None,
+    also: Callable[[sqlite3.Connection, Acceptance], object] | None,
 ) -> Callable[[sqlite3.Connection], list[Any] | None]:
     """An acceptance as a change, together with what else belongs in its transaction."""
 
@@ -759,7 +892,7 @@ def _accepting(
             connection.execute("INSERT INTO stream_part VALUES (?, ?)", (chunk.stream, acceptance.batch))
         pour(connection, [row])
         if also is not None:
-            also(connection)
+            also(connection, acceptance)
         return None
 
     return change
