@@ -87,6 +87,7 @@ tools() {
     have haproxy || missing="$missing haproxy"
     have nghttpd && have h2load || missing="$missing nghttp2"
     have node || missing="$missing nodejs"
+    have chromium || missing="$missing chromium"
     have valgrind || missing="$missing valgrind"
     [ -n "$missing" ] || return 0
     if can_apt; then

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, final
 
 import trio
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from fastpush.gateway.console.pages import HEADERS, Console, Visit, page_route
@@ -24,39 +23,59 @@ MOST_WATCHERS = 64
 
 def routes(console: Console) -> list[BaseRoute]:
     """One stream for each page that is open; the event `change` has no content."""
-    watchers = 0
+    watchers: set[Changes] = set()
 
     async def live(visit: Visit) -> Response:
-        if watchers >= MOST_WATCHERS:
+        if len(watchers) >= MOST_WATCHERS:
             raise Problem(503, "Too many watchers", f"{MOST_WATCHERS} pages are watched already.")
-
-        async def events() -> AsyncGenerator[bytes, None]:
-            nonlocal watchers
-            watchers += 1
-            try:
-                async for line in changes(visit.gateway):
-                    yield line
-            finally:
-                watchers -= 1
-
-        return StreamingResponse(events(), headers=HEADERS, media_type="text/event-stream")
+        return Changes(visit.gateway, watchers)
 
     return [page_route(console, "/live", live)]
 
 
-async def changes(gateway: Gateway) -> AsyncGenerator[bytes, None]:
-    """A line whenever anything that pages show is another; ends when the gateway is about to."""
-    known, told_at = what_is_shown(gateway), trio.current_time()
-    yield b"retry: 2000\n\n"
-    while not gateway.draining():
-        await trio.sleep(LOOK_EVERY)
-        found = what_is_shown(gateway)
-        if found != known:
-            known, told_at = found, trio.current_time()
-            yield b"event: change\ndata:\n\n"
-        elif trio.current_time() - told_at >= SILENCE:
-            told_at = trio.current_time()
-            yield b":\n\n"
+@final
+class Changes(Response):
+    """Says `change` whenever what pages show is another, until the browser goes or the gateway ends."""
+
+    def __init__(self, gateway: Gateway, watchers: set[Changes]) -> None:
+        super().__init__(headers=HEADERS, media_type="text/event-stream")
+        del self.headers["content-length"]
+        self._gateway = gateway
+        self._watchers = watchers
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer; the request has no body, so that all that may come is the end of it."""
+        self._watchers.add(self)
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._until_gone, receive, nursery.cancel_scope)
+                await self._tell(send)
+                nursery.cancel_scope.cancel()
+        finally:
+            self._watchers.discard(self)
+
+    async def _until_gone(self, receive: Any, scope: trio.CancelScope) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        scope.cancel()
+
+    async def _tell(self, send: Any) -> None:
+        async def line(text: bytes, *, more: bool = True) -> None:
+            await send({"type": "http.response.body", "body": text, "more_body": more})
+
+        known, told_at = what_is_shown(self._gateway), trio.current_time()
+        await line(b"retry: 2000\n\n")
+        while not self._gateway.draining():
+            await trio.sleep(LOOK_EVERY)
+            found = what_is_shown(self._gateway)
+            if found != known:
+                known, told_at = found, trio.current_time()
+                await line(b"event: change\ndata:\n\n")
+            elif trio.current_time() - told_at >= SILENCE:
+                told_at = trio.current_time()
+                await line(b":\n\n")
+        await line(b"", more=False)
 
 
 def what_is_shown(gateway: Gateway) -> tuple[object, ...]:
