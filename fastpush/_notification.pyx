@@ -8,11 +8,14 @@ refers to nothing else; so no reference cycle can pass through it (it is `no_gc`
 """
 
 cimport cython
-from cpython.ref cimport PyObject
+from cpython.ref cimport Py_INCREF, PyObject
 from libc.stdint cimport int64_t, uint8_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from fastpush._encode cimport Payload, shown_number
+from fastpush._vectorcall cimport (
+    LastCall, PyTypeObject, call_with_tuple, newfunc, sort_arguments, vectorcallfunc,
+)
 
 from datetime import datetime
 from uuid import UUID
@@ -320,7 +323,7 @@ cdef int check_push_type_rules(Notification notification) except -1:
 
 
 @cython.final
-@cython.freelist(256)       # one per push; a full pass over the free slots of a connection makes this many and more
+@cython.freelist(1024)      # as many as one connection has in flight: a batch answered is a batch made next
 @cython.no_gc
 cdef class Notification:
     """One push, addressed to one device. Frozen, and checked as a whole when made.
@@ -344,52 +347,6 @@ cdef class Notification:
 
     Source: Apple, "Sending notification requests to APNs".
     """
-
-    def __cinit__(
-        self, object device_token, object payload, *, object topic=None, object push_type="alert",
-        object priority=None, object expiration=None, object collapse_id=None, object apns_id=None,
-    ):
-        cdef bint usual = type(push_type) is str and push_type == "alert"
-        cdef Py_ssize_t limit
-        self.device_token = checked_device_token(device_token)
-        self.push_type = push_type if usual else checked_push_type(push_type)
-        if type(payload) is Payload:
-            self.body = (<Payload>payload).encoded
-        elif type(payload) is LiveActivity:
-            self.body = payload.encode()
-            usual = False
-        else:
-            raise invalid(
-                "payload",
-                f"must be a Payload or a LiveActivity; this is {type(payload).__name__}"
-                + (" (ready JSON goes through Payload.raw)" if isinstance(payload, (bytes, str)) else ""),
-            )
-        self.payload = payload
-        self.expires_at = -1
-        if priority is None:
-            self.priority_code = 10 if usual or self.push_type != "background" else 5
-        else:
-            self.priority_code = checked_priority(priority)
-            self.priority = self.priority_code
-        if topic is not None:
-            self.topic = checked_topic(topic)
-            usual = False
-        if expiration is not None:
-            self.expires_at = checked_expiration(expiration)
-            self.expiration = expiration if PyLong_CheckExact(expiration) else self.expires_at
-        if collapse_id is not None:
-            self.collapse_id = checked_collapse_id(collapse_id)
-        if apns_id is not None:
-            self.apns_id = checked_apns_id(apns_id)
-        if not usual:
-            check_push_type_rules(self)
-        if PyBytes_GET_SIZE(self.body) > PAYLOAD_LIMIT:
-            limit = payload_limit(self.push_type)
-            if PyBytes_GET_SIZE(self.body) > limit:
-                raise invalid(
-                    "payload",
-                    f"is {len(self.body)} bytes of JSON; the limit for the push type {self.push_type!r} is {limit}",
-                )
 
     def __eq__(self, other):
         if type(other) is not Notification:
@@ -423,6 +380,81 @@ cdef dict notification_fields(Notification notification):
         "collapse_id": notification.collapse_id,
         "apns_id": notification.apns_id,
     }
+
+
+# Making one. The arguments stand in this order; `device_token` and `payload` may come without their names.
+
+cdef tuple NOTIFICATION_FIELDS = (
+    "device_token", "payload", "topic", "push_type", "priority", "expiration", "collapse_id", "apns_id",
+)
+cdef LastCall last_notification
+last_notification.kwnames = NULL
+
+
+cdef inline bint is_given(PyObject *value) noexcept:
+    return value is not NULL and value != <PyObject *>None
+
+
+cdef PyObject *make_notification(PyObject *kind, PyObject **args, size_t nargsf, PyObject *kwnames) except NULL:
+    cdef PyObject *values[8]
+    cdef Notification made
+    cdef bint usual
+    cdef Py_ssize_t limit
+    memset(values, 0, sizeof(values))
+    sort_arguments(&last_notification, values, NOTIFICATION_FIELDS, 2, 2, "Notification", args, nargsf, kwnames)
+    made = Notification.__new__(Notification)
+    made.device_token = checked_device_token(<object>values[0])
+    push_type = "alert" if values[3] is NULL else <object>values[3]
+    usual = type(push_type) is str and push_type == "alert"
+    made.push_type = push_type if usual else checked_push_type(push_type)
+    payload = <object>values[1]
+    if type(payload) is Payload:
+        made.body = (<Payload>payload).encoded
+    elif type(payload) is LiveActivity:
+        made.body = payload.encode()
+        usual = False
+    else:
+        raise invalid(
+            "payload",
+            f"must be a Payload or a LiveActivity; this is {type(payload).__name__}"
+            + (" (ready JSON goes through Payload.raw)" if isinstance(payload, (bytes, str)) else ""),
+        )
+    made.payload = payload
+    made.expires_at = -1
+    if is_given(values[4]):
+        made.priority_code = checked_priority(<object>values[4])
+        made.priority = made.priority_code
+    else:
+        made.priority_code = 10 if usual or made.push_type != "background" else 5
+    if is_given(values[2]):
+        made.topic = checked_topic(<object>values[2])
+        usual = False
+    if is_given(values[5]):
+        made.expires_at = checked_expiration(<object>values[5])
+        made.expiration = <object>values[5] if PyLong_CheckExact(<object>values[5]) else made.expires_at
+    if is_given(values[6]):
+        made.collapse_id = checked_collapse_id(<object>values[6])
+    if is_given(values[7]):
+        made.apns_id = checked_apns_id(<object>values[7])
+    if not usual:
+        check_push_type_rules(made)
+    if PyBytes_GET_SIZE(made.body) > PAYLOAD_LIMIT:
+        limit = payload_limit(made.push_type)
+        if PyBytes_GET_SIZE(made.body) > limit:
+            raise invalid(
+                "payload",
+                f"is {len(made.body)} bytes of JSON; the limit for the push type {made.push_type!r} is {limit}",
+            )
+    Py_INCREF(made)
+    return <PyObject *>made
+
+
+cdef PyObject *new_notification(PyTypeObject *kind, PyObject *args, PyObject *kwargs) except NULL:
+    return call_with_tuple(<vectorcallfunc>make_notification, <PyObject *>kind, args, kwargs)
+
+
+(<PyTypeObject *>Notification).tp_vectorcall = <vectorcallfunc>make_notification
+(<PyTypeObject *>Notification).tp_new = <newfunc>new_notification
 
 
 def restore_notification(fields):

@@ -29,6 +29,7 @@ cdef enum:
 
 cdef struct LastCall:
     PyObject *kwnames           # owned; NULL before the first call
+    Py_ssize_t given            # arguments without a name in that call
     unsigned char[MOST_NAMES] places     # where its names belong
 
 
@@ -53,9 +54,9 @@ cdef inline int sort_arguments(
         raise TypeError(f"{function}() takes {positional} arguments without a name; {given} were given")
     for place in range(given):
         values[place] = args[place]
-    if kwnames is not NULL and kwnames == last.kwnames and given == 0:
+    if kwnames is not NULL and kwnames == last.kwnames and given == last.given:
         for keyword in range(PyTuple_GET_SIZE(kwnames)):
-            values[last.places[keyword]] = args[keyword]
+            values[last.places[keyword]] = args[given + keyword]
     elif kwnames is not NULL:
         for keyword in range(PyTuple_GET_SIZE(kwnames)):
             # Names are interned and mostly come in our order: look from where the last one was found.
@@ -74,13 +75,13 @@ cdef inline int sort_arguments(
                 raise TypeError(f"{function}() got {<object>name!r} twice")
             values[candidate] = args[given + keyword]
             places[keyword] = <unsigned char>candidate
-        if given == 0:
-            # Only now: comparing names may have run a caller's code, and that may have come here too.
-            name = last.kwnames
-            Py_INCREF(<object>kwnames)
-            last.kwnames = kwnames
-            memcpy(last.places, places, MOST_NAMES)
-            Py_XDECREF(name)
+        # Only now: comparing names may have run a caller's code, and that may have come here too.
+        name = last.kwnames
+        Py_INCREF(<object>kwnames)
+        last.kwnames = kwnames
+        last.given = given
+        memcpy(last.places, places, <size_t>PyTuple_GET_SIZE(kwnames))
+        Py_XDECREF(name)
     for place in range(needed):
         if values[place] is NULL:
             raise TypeError(f"{function}() needs {names[place]!r}")
