@@ -117,6 +117,7 @@ BARS = {
 
 def cost_by_sender(figure: Figure, result: dict[str, Any]) -> str | None:
     found = {one["name"]: one["cpu_microseconds"] for one in result["figures"]}
+    ratios = {one["name"]: one.get("ratio") for one in result["figures"]}
     bars = sorted((cost, name) for name, cost in found.items() if name in BARS)
     if not bars:
         return None
@@ -141,7 +142,8 @@ def cost_by_sender(figure: Figure, result: dict[str, Any]) -> str | None:
     axes.set_xlim(1, 12 * max(costs))
     base = found.get("h2load")
     for place, (cost, name) in enumerate(bars):
-        times = f"   {plain(cost / base)} ×" if base and name != "h2load" else ""
+        ratio = ratios[name] or (cost / base if base else None)
+        times = f"   {plain(ratio)} ×" if ratio and name != "h2load" else ""
         axes.text(cost * 1.08, place, plain(cost) + " µs" + times, va="center", fontsize=10, **ON_WHITE)
     if base:
         axes.axvline(base, color=YARDSTICK, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
@@ -153,7 +155,7 @@ def cost_by_sender(figure: Figure, result: dict[str, Any]) -> str | None:
     head(
         figure,
         "What one push costs its sender",
-        "Shorter is better; × is beside h2load in the same run. One connection, TLS, payloads of 220 octets.",
+        "Shorter is better; × counts how many times h2load's. One connection, TLS, payloads of 220 octets.",
     )
     return "cost-by-sender"
 
@@ -172,44 +174,74 @@ def label_logarithmic(axes: Axes, which: str) -> None:
 
 
 def latency_by_load(figure: Figure, result: dict[str, Any]) -> str | None:
-    lines = latency_lines(result["figures"])
-    if not lines:
+    panels = [
+        (title, lines)
+        for title, lines in (
+            ("server on the same machine", latency_lines(result["figures"], near=True)),
+            ("server far away", latency_lines(result["figures"], near=False)),
+        )
+        if lines
+    ]
+    if not panels:
         return None
-    figure.set_figheight(5.0)
-    axes = figure.add_subplot()
-    ends = []
-    for title, colour, points in lines:
-        loads = [100 * one["load"] for one in points]
-        half = [one["latency"]["p50_ms"] for one in points]
-        most = [one["latency"]["p99_ms"] for one in points]
-        axes.fill_between(loads, half, most, color=colour, alpha=0.13, linewidth=0)
-        axes.plot(loads, most, color=colour, linewidth=2.2, marker="o", markersize=5)
-        ends.append((most[-1], title, colour))
-        last = max(loads)
-    axes.set_yscale("log")
-    label_logarithmic(axes, "y")
-    low, high = axes.get_ylim()
-    axes.set_ylim(min(low, 1.0), high * 1.3)
-    for height, (_, title, colour) in zip(
-        spread([end[0] for end in ends], *axes.get_ylim()), ends, strict=True
-    ):
-        axes.text(last + 2, height, title, color=colour, va="center", fontweight="bold", fontsize=10)
-    axes.set_xlim(min(loads) - 3, last + 46)
-    axes.set_xticks(loads, [f"{load:.0f} %" for load in loads])
-    axes.set_xlabel("load, as a share of the most that fastpush can do there", loc="left")
-    axes.set_ylabel("milliseconds from when it is due to its answer")
-    axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
-    axes.set_axisbelow(True)
+    figure.set_figheight(4.8)
+    first = None
+    highest = max(one["latency"]["p99_ms"] for _, lines in panels for _, _, points in lines for one in points)
+    for place, (title, lines) in enumerate(panels, start=1):
+        axes = figure.add_subplot(1, len(panels), place, sharey=first)
+        draw_latency(axes, lines, 2 * highest)
+        axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+        if first is None:
+            axes.set_ylabel("milliseconds, logarithmic")
+        else:
+            axes.tick_params(axis="y", labelleft=False)
+        first = first or axes
     head(
         figure,
-        "How long a push takes",
-        "Line: 99 of 100 are answered within this time. Shade: down to the half of them. Lower is better.",
+        "How long a push takes, the busier the sender is",
+        "99 of 100 pushes are answered within this time, counted from when each was due. Lower is better.",
     )
     return "latency-by-load"
 
 
-def latency_lines(figures: Sequence[dict[str, Any]]) -> list[tuple[str, str, list[dict[str, Any]]]]:
-    """Small bodies by `send_many`: one line to each round trip, and h2load's without one."""
+def draw_latency(axes: Axes, lines: list[tuple[str, str, list[dict[str, Any]]]], highest: float) -> None:
+    """The 99th percentile by load, with the figure at each point; the round trip itself is a dotted line."""
+    axes.set_yscale("log")
+    by_load: dict[float, list[tuple[float, str]]] = {}
+    for title, colour, points in lines:
+        loads = [100 * one["load"] for one in points]
+        most = [one["latency"]["p99_ms"] for one in points]
+        dashes: Any = (0, (5, 2)) if colour == YARDSTICK else "solid"
+        axes.plot(
+            loads, most, color=colour, linewidth=2.2, linestyle=dashes, marker="o", markersize=6, label=title
+        )
+        for load, value in zip(loads, most, strict=True):
+            by_load.setdefault(load, []).append((value, colour))
+        if points[0]["round_trip_ms"]:
+            axes.axhline(points[0]["round_trip_ms"], color=colour, linewidth=1, linestyle=":", zorder=0)
+            axes.text(
+                1, points[0]["round_trip_ms"], "the round trip", color=colour, va="bottom", fontsize=8.5
+            )
+    axes.set_ylim(1.0, highest)
+    for load, found in by_load.items():
+        heights = spread([value for value, _ in found], *axes.get_ylim())
+        for height, (value, colour) in zip(heights, found, strict=True):
+            axes.text(
+                load + 3, height, plain(value), color=colour, va="center", fontsize=9.5, zorder=4, **ON_WHITE
+            )
+    label_logarithmic(axes, "y")
+    axes.set_xlim(0, 110)
+    axes.set_xticks(list(by_load), [f"{load:.0f} %" for load in by_load])
+    axes.set_xlabel("load: share of the most it can send there")
+    axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.legend(loc="lower right", frameon=False, labelcolor="linecolor", prop={"weight": "bold", "size": 10})
+
+
+def latency_lines(
+    figures: Sequence[dict[str, Any]], *, near: bool
+) -> list[tuple[str, str, list[dict[str, Any]]]]:
+    """Small bodies by `send_many`: beside h2load on the same machine, or a line to each round trip."""
 
     def points(sender: Callable[[str], bool], round_trip: float) -> list[dict[str, Any]]:
         chosen = (
@@ -222,17 +254,19 @@ def latency_lines(figures: Sequence[dict[str, Any]]) -> list[tuple[str, str, lis
         )
         return sorted(chosen, key=lambda one: float(one["load"]))
 
-    burst = "each 10 ms"
-    wanted = [
-        ("h2load, same machine", YARDSTICK, points(lambda name: name.startswith("h2load"), 0.0)),
-        (
-            "fastpush, same machine",
-            OURS,
-            points(lambda n: n.startswith("fastpush") and n.endswith(burst), 0.0),
-        ),
-        ("fastpush, server 20 ms away", SECOND, points(lambda name: name.startswith("fastpush"), 20.0)),
-        ("fastpush, server 100 ms away", INK, points(lambda name: name.startswith("fastpush"), 100.0)),
-    ]
+    def ours(name: str) -> bool:
+        return name.startswith("fastpush") and name.endswith("each 10 ms")
+
+    if near:
+        wanted = [
+            ("h2load", YARDSTICK, points(lambda name: name.startswith("h2load"), 0.0)),
+            ("fastpush", OURS, points(ours, 0.0)),
+        ]
+    else:
+        wanted = [
+            ("fastpush, server 100 ms away", INK, points(ours, 100.0)),
+            ("fastpush, server 20 ms away", SECOND, points(ours, 20.0)),
+        ]
     return [line for line in wanted if line[2]]
 
 

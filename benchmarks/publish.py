@@ -114,8 +114,6 @@ def in_words(send: dict[str, Any]) -> str:
     if peers:
         lines.append(f"Beside `send_many` a push costs {', '.join(peers)} times as much.")
     date = conditions["date"].split()[0]
-    lines.append(
-        f"(`make bench`; {date}, {conditions['commit']}, {conditions['cpu']}, {conditions['cores']} cores, "
-        f"Python {conditions['python']}, {conditions['sink']}.)"
-    )
+    lines.append(f"(`{conditions['command']}`; {date} at {conditions['commit']}, {conditions['cpu']},")
+    lines.append(f"{conditions['cores']} cores, Python {conditions['python']}, {conditions['sink']}.)")
     return "\n".join(lines)
