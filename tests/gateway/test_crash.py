@@ -222,6 +222,46 @@ def test_a_failed_flush_is_answered_with_unknown_and_nothing_acknowledged_is_los
     assert len(account.acked) > 100
 
 
+@needs_strace
+@pytest.mark.parametrize(
+    ("call", "when"),
+    [("fdatasync", when) for when in (21, 30, 44, 60)]
+    + [("pwrite64", when) for when in (75, 110, 160, 200)]
+    + [
+        pytest.param(call, when, marks=[pytest.mark.slow, pytest.mark.night])
+        for call, first, last in [("fdatasync", 1, 60), ("pwrite64", 1, 240)]
+        for when in range(first, last + 1, 1 if call == "fdatasync" else 4)
+    ],
+)
+def test_a_failed_flush_and_a_kill_right_after_it_leave_one_of_each(tmp_path, call, when):
+    """D7: what came back all the same is one with the sender's repetition."""
+    path, out = tmp_path / "gateway.db", tmp_path / "told.ndjson"
+    inject = f"inject={call}:error=EIO:signal=KILL:when={when}"
+    before = [STRACE, "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", inject]
+    settings = {"seed": when, "life": 0, "turns": 40, "producers": 4, "keyed": True}
+    with start(path, out, before=before, **settings) as process:
+        _, errors = process.communicate(timeout=120)
+        if b"ptrace" in errors:
+            pytest.skip(f"strace may not trace here: {errors.decode()[:200]}")
+        assert process.returncode != 0
+    data = out.read_bytes()  # a line that the kill cut
+    out.write_bytes(data[: data.rfind(b"\n") + 1])
+    # All senders repeat all that they sent, under the same keys.
+    with start(path, out, **settings) as process:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors.decode()[-2_000:]
+    finish(path, out, 1)
+    account = Account()
+    for line in out.read_text().splitlines():
+        event = json.loads(line)
+        if event["kind"] != "ready":
+            account.add({"at": 0.0} | event)
+    assert dump(path, account) == []
+    verdict = account.check(duplicates_allowed=200)
+    assert verdict.good, verdict
+    assert len(account.acked) > 100
+
+
 # A large backlog.
 
 

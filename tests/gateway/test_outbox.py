@@ -3,6 +3,7 @@
 import hashlib
 import sqlite3
 import threading
+import time
 
 import msgspec
 import pytest
@@ -20,8 +21,9 @@ from fastpush.gateway.outbox import (
     OutboxBusy,
     Retry,
     Waiting,
+    schema,
 )
-from fastpush.gateway.outbox.packing import pack_entries, unpack_entries
+from fastpush.gateway.outbox.packing import LogWriter, pack_entries, unpack_entries
 from fastpush.gateway.outbox.sqlite import Keep, OutboxLimits, open_outbox
 from fastpush.gateway.storage import Limits, StorageFull, StorageUnknown, open_storage
 
@@ -823,6 +825,99 @@ async def test_a_retry_claimed_in_the_millisecond_of_its_due_time_is_not_claimed
         assert tokens(await outbox.claim(APP, 5)) == [0]
         life.clock.now = due + 1
         assert tokens(await outbox.claim(APP, 5)) == [1]
+
+
+# Files of before, and a million.
+
+
+@pytest.mark.parametrize("version", range(1, len(schema.MIGRATIONS)))
+async def test_a_file_of_each_earlier_version_is_brought_up_and_nothing_is_lost(life, version):
+    """D15; test_storage.py kills the process in the middle."""
+    now = life.clock.now
+    add_fanout = (
+        "INSERT INTO fanout (id, lane, received_at, source, tag, audience, head)"
+        " VALUES (?, 3, ?, '', 7, ?, ?)"
+    )
+    async with open_storage(life.path, ROOMY) as storage:
+        await storage.add_schema("outbox", schema.MIGRATIONS[:version])
+
+        def fill(connection):
+            head, payloads = pack_entries(entries(3))
+            walked, bodies = pack_entries([Entry(None, b"{}")])
+            batch, fanout = int(now * 1_000) << 20, int(now * 1_000 + 1) << 20
+            log = LogWriter(now)
+            log.end(End(batch, 0, "failed", now, 503, "ServiceUnavailable", 3))
+            for statement, values in [
+                ("INSERT INTO app VALUES (1, ?, 0)", (APP,)),
+                ("INSERT INTO batch VALUES (?, 3, 3, ?, 'key ops', 7, 0, ?)", (batch, now, head)),
+                ("INSERT INTO body VALUES (?, 0, ?)", (batch, payloads)),
+                ("INSERT INTO waiting VALUES (3, ?, 3)", (batch,)),
+                ("INSERT INTO outcome VALUES (?, 1, 1, ?)", (batch, log.packed())),
+                (add_fanout, (fanout, now, msgspec.msgpack.encode(Audience()), walked)),
+                ("INSERT INTO body VALUES (?, 0, ?)", (fanout, bodies)),
+                ("INSERT INTO walk (id, lane, cursor, accepted) VALUES (?, 3, 'b', 2)", (fanout,)),
+            ]:
+                connection.execute(statement, values)
+
+        await storage.write(fill)
+    async with life as outbox:
+        assert tokens(await outbox.claim(APP, 9)) == [1, 2]
+        (fanout,) = await outbox.claim_fanouts(APP)
+        assert (fanout.cursor, fanout.accepted) == ("b", 2)
+        await outbox.settle_page(fanout.id, "c", accepted=1, ends=[], retries=[], last=True)
+        assert (await outbox.find_batch(fanout.id)).outcomes == {"accepted": 3}
+        life.clock.now += 60
+        await outbox._fill_index()
+        (hit,) = (await outbox.search(outcome="failed")).rows
+        assert (hit.index, hit.reason) == (0, "ServiceUnavailable")
+
+
+@pytest.mark.slow
+async def test_a_million_are_handed_out_once_each(life):
+    """D18, without a network: accepted, claimed by two and settled, a tenth of them retried once."""
+    life.settings["clock"] = time.time
+    total, size = 1_000_000, 1_000
+    seen = bytearray(total)
+    async with life as outbox:
+        accepting = True
+
+        async def accept(first):
+            nonlocal accepting
+            for number in range(first, total // size, 4):
+                await outbox.accept(APP, entries(size, number * size))
+                while outbox.waiting()[APP].count > 100_000:  # noqa: ASYNC110 (it is not told when less waits)
+                    await trio.sleep(0.01)
+
+        async def send():
+            version = 0
+            while True:
+                claims = await outbox.claim(APP, 1_000)
+                if not claims:
+                    if not accepting and not outbox.waiting()[APP].count:
+                        return
+                    with trio.move_on_after(0.1):
+                        version = await outbox.wait_for_work(version)
+                    continue
+                now, later = time.time(), []
+                for claim in claims:
+                    number = int(claim.entry.device_token, 16)
+                    if number % 10 == 3 and claim.attempts == 0:
+                        later.append(Retry(claim.batch, claim.index, now + 0.05, 1, now, 503))
+                    else:
+                        seen[number] += 1
+                done = [
+                    claim for claim in claims if claim.attempts or int(claim.entry.device_token, 16) % 10 != 3
+                ]
+                await outbox.settle(ends(done, at=now), later)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                nursery.start_soon(send)
+            async with trio.open_nursery() as accepters:
+                for first in range(4):
+                    accepters.start_soon(accept, first)
+            accepting = False
+    assert seen.count(1) == total, f"{seen.count(0)} lost, {total - seen.count(0) - seen.count(1)} twice"
 
 
 # What is kept.

@@ -36,7 +36,11 @@ async def main(path: str, settings: dict) -> None:
         outbox = await open_outbox(storage, limits=OutboxLimits(ready_entries=500, pending_after=60.0))
         os.write(1, b'{"kind":"ready","id":""}\n')
 
+        def keyed(turn: int) -> bool:
+            return bool(turn % 2) or settings.get("keyed", False)
+
         async def produce(producer: int) -> None:
+            chance = random.Random(f"{settings['seed']} {producer}")
             for turn in range(settings.get("turns", 1 << 40)):
                 size = chance.choice([1, 1, 1, 5, 40])
                 names = [f"{settings['life']}-{producer}-{turn}-{index}" for index in range(size)]
@@ -48,9 +52,9 @@ async def main(path: str, settings: dict) -> None:
                 key = names[0]
                 idempotency = Idempotency("worker", key, hashlib.sha256(key.encode()).digest())
                 try:
-                    await outbox.accept(APP, entries, idempotency=idempotency if turn % 2 else None)
+                    await outbox.accept(APP, entries, idempotency=idempotency if keyed(turn) else None)
                 except StorageUnknown:
-                    if turn % 2:
+                    if keyed(turn):
                         acceptance = await outbox.accept(APP, entries, idempotency=idempotency)
                         assert acceptance.count == len(entries)
                         tell("ack", names)
