@@ -174,6 +174,11 @@ cdef class Push:
             # trio asks an outcome for nothing but `unwrap`; making an outcome.Value costs 0.4 us.
             reschedule(task, self)
 
+    @property
+    def once(self):
+        """It must not be sent again when it may have been processed."""
+        return self.collector is not None and self.collector.once
+
     def belongs_to(self, Collector collector not None):
         """It was taken from the input of this `send_many`."""
         return self.collector is collector
@@ -219,12 +224,14 @@ cdef class Collector:
     """Gathers the responses of one `send_many` for its reader."""
 
     cdef list ready                 # not yet handed over
+    cdef readonly bint once         # its pushes are not sent again when they may have been processed
     cdef readonly Py_ssize_t outstanding    # pushes taken from the input and not ended
     cdef object reader              # the task that waits for a response
     cdef object feeder              # the task that waits for room
 
-    def __cinit__(self):
+    def __cinit__(self, bint once=False):
         self.ready = []
+        self.once = once
         self.outstanding = 0
 
     @property

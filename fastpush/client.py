@@ -166,7 +166,11 @@ class Client:
         return await trio.lowlevel.wait_task_rescheduled(push.abort)  # type: ignore[no-any-return]
 
     def send_many(
-        self, notifications: Iterable[Notification] | AsyncIterable[Notification]
+        self,
+        notifications: Iterable[Notification] | AsyncIterable[Notification],
+        *,
+        reserve: float = 0.0,
+        once: bool = False,
     ) -> AbstractAsyncContextManager[Responses]:
         """Send all of an iterable of any length, and yield one `Response` for each, in order of completion.
 
@@ -174,9 +178,17 @@ class Client:
         unread responses and pushes in flight are bounded. If the input raises, reading stops, the responses
         to what was taken are yielded, and then the error is raised. Leaving the block early leaves the rest
         of the input unread; what is queued is withdrawn, what is in flight ends unseen.
+
+        Args:
+          reserve: the share of the streams, from 0 to below 1, that is left to others of this client: to
+            `send`, and to other `send_many`.
+          once: send nothing again that was lost after it was written; it ends as unknown. Otherwise that is
+            so for notifications without a collapse id only.
         """
+        if not 0.0 <= reserve < 1.0:
+            raise ValueError(f"reserve is {reserve:g}; from 0 to below 1 is allowed")
         self._pool.check_process()
-        return _send_many(self._pool, notifications)
+        return _send_many(self._pool, notifications, reserve, once)
 
     async def wait_ready(self) -> None:
         """Wait until there is a connection. For tries without one put it in `trio.fail_after`.
@@ -217,9 +229,12 @@ class Client:
 
 @asynccontextmanager
 async def _send_many(
-    pool: Pool, notifications: Iterable[Notification] | AsyncIterable[Notification]
+    pool: Pool,
+    notifications: Iterable[Notification] | AsyncIterable[Notification],
+    reserve: float,
+    once: bool,
 ) -> AsyncGenerator[Responses, None]:
-    responses = Responses(pool)
+    responses = Responses(pool, reserve, once)
     try:
         async with _private_nursery() as nursery:
             nursery.start_soon(responses._feed, notifications)
@@ -235,9 +250,10 @@ async def _send_many(
 class Responses:
     """The responses of one `send_many`: an async iterator, for one task."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, reserve: float = 0.0, once: bool = False) -> None:
         self._pool = pool
-        self._collector = Collector()
+        self._reserve = reserve
+        self._collector = Collector(once)
         self._batch: list[Response] = []
         self._turn_ends = 0.0
         self._input_read = False
@@ -316,7 +332,7 @@ class Responses:
         while True:
             if not await self._wait_for_space():
                 await trio.lowlevel.checkpoint()
-            limit = min(pool.space(), TAKEN_AT_ONCE)
+            limit = min(pool.space(self._reserve), TAKEN_AT_ONCE)
             now, until = trio.current_time(), time.monotonic() + TURN
             if pool.take_from(lambda queue: pull(iterator, queue, collector, limit, now, until)):  # noqa: B023
                 return
@@ -339,8 +355,8 @@ class Responses:
     async def _wait_for_space(self) -> bool:
         """Returns whether it had to wait."""
         waited = False
-        while self._pool.space() <= 0 or self._collector.unread >= MOST_UNREAD:
-            await self._pool.wait_for_space()
+        while (full := self._pool.space(self._reserve) <= 0) or self._collector.unread >= MOST_UNREAD:
+            await self._pool.wait_for_space(held_back=full and self._reserve > 0.0)
             waited = True
         return waited
 

@@ -145,6 +145,7 @@ class Pool:
         self._changed = trio.Event()
         self._idle = trio.Event()
         self._feeders = trio.lowlevel.ParkingLot()
+        self._held_back = 0  # inputs that wait although there are streams, since these are for others
         self._readiness = trio.lowlevel.ParkingLot()
         self._stop: _Stop | None = None
         self._probe_at = math.inf
@@ -184,15 +185,27 @@ class Pool:
                 queue.extend(push for push in reversed(taken) if self._may_queue(push))
             self.pump()
 
-    def space(self) -> int:
-        """How many pushes the queue takes from inputs that can wait."""
+    def space(self, reserve: float = 0.0) -> int:
+        """How many pushes the queue takes from inputs that can wait.
+
+        `reserve` is the share of the streams that such an input leaves to others. Then nothing is queued
+        beyond the room there is, or it would take the reserve when an answer comes.
+        """
         if self._stop is not None or self._closed:
             return RESERVE
         if len(self._rejected.queue) + len(self._apart) >= MOST_APART:
             return 0
         now = trio.current_time()
-        room = sum(connection.room(now) for connection in self._main.connections)
-        return room + RESERVE - len(self._main.queue)
+        connections = self._main.connections
+        room = sum(connection.room(now) for connection in connections)
+        if not reserve:
+            return room + RESERVE - len(self._main.queue)
+        limit = in_flight = 0
+        for connection in connections:
+            if connection.state == "open":
+                limit += connection.engine.stream_limit
+                in_flight += connection.exchange.in_flight
+        return min(room, limit - int(reserve * limit) - in_flight) - len(self._main.queue)
 
     def check_process(self) -> None:
         """Refuse to work in a forked child: it shares sockets and TLS state with its parent.
@@ -206,9 +219,15 @@ class Pool:
                 "connections do not survive a fork; open a client in the child"
             )
 
-    async def wait_for_space(self) -> None:
-        """Sleep until `space` may have grown."""
-        await self._feeders.park()
+    async def wait_for_space(self, *, held_back: bool = False) -> None:
+        """Sleep until `space` may have grown. `held_back`: only for the streams that it leaves to others."""
+        self._held_back += held_back
+        if held_back:
+            self._note_stall(trio.current_time())
+        try:
+            await self._feeders.park()
+        finally:
+            self._held_back -= held_back
 
     def wake_feeders(self) -> None:
         """Let those who sleep in `wait_for_space` look again."""
@@ -339,7 +358,7 @@ class Pool:
             self._stalled_since = None
         lane = self._main
         opened = [connection for connection in lane.connections if connection.state == "open"]
-        if not lane.queue or not opened:
+        if not (lane.queue or self._held_back) or not opened:
             return
         self._stalled_since = now
         blocked = any(connection.engine.window_blocked for connection in opened)
@@ -432,7 +451,7 @@ class Pool:
             decision = retry.decide(
                 rule,
                 processed=processed,
-                idempotent=push.notification.collapse_id is not None,
+                idempotent=push.notification.collapse_id is not None and not push.once,
                 attempts=push.attempts,
                 elapsed=now - push.first_written_at,
                 renewed=push.renewed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import operator
@@ -356,3 +357,39 @@ async def test_a_slow_reader_leaves_the_others_their_turn_each_millisecond():
             assert len(handled) == 500
 
         assert await longest_without_a_turn(work) <= 4
+
+
+async def test_a_share_of_the_streams_is_left_to_others(clock):
+    """Also where nothing is answered: what comes by another way goes out at once. Connections grow as ever."""
+    slow = [Delay(seconds=5, device_token=device_token(number)) for number in range(1, 5_001)]
+    async with open_pair(faults=slow, probing=False) as (_, client):
+        async with client.send_many(pushes(5_000), reserve=0.1) as responses:
+            await trio.sleep(2)
+            statistics = client.statistics()
+            limit = sum(connection.stream_limit for connection in statistics.connections)
+            assert len(statistics.connections) == 4
+            assert 0.85 * limit < statistics.in_flight <= 0.9 * limit
+            before = trio.current_time()
+            await client.send(push(6_000))
+            assert trio.current_time() - before < 1
+            found = [response async for response in responses]
+        assert outcomes(found) == {"accepted": 5_000}
+
+
+@pytest.mark.parametrize("reserve", [-0.1, 1.0, 2.0])
+async def test_a_reserve_is_a_share(clock, reserve):
+    async with open_pair() as (_, client):
+        with pytest.raises(ValueError, match="reserve"):
+            client.send_many([], reserve=reserve)
+
+
+async def test_what_is_sent_once_ends_as_unknown_where_it_was_lost(clock):
+    """With a collapse id it would be sent again; not if it must not arrive twice."""
+    lost = Swallow(device_token=device_token(1), processed=True)
+    for once, outcome, times in ((True, "unknown", 1), (False, "accepted", 2)):
+        async with open_pair(faults=[dataclasses.replace(lost, times=1)]) as (apns, client):
+            notification = push(1, collapse_id="a")
+            async with client.send_many([notification], once=once) as responses:
+                (response,) = [response async for response in responses]
+            assert (response.outcome, apns.ledger.counts["unanswered"]) == (outcome, 1)
+            assert len(apns.ledger.seen) == times

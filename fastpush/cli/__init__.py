@@ -9,7 +9,9 @@ import click
 
 from fastpush.cli.backup import backup
 from fastpush.cli.bench import bench
+from fastpush.cli.devices import devices
 from fastpush.cli.doctor import doctor
+from fastpush.cli.keys import keys
 from fastpush.cli.notices import notices
 from fastpush.cli.outbox import outbox
 from fastpush.cli.running import show_warnings
@@ -55,7 +57,9 @@ def main(context: click.Context) -> None:
 
 main.add_command(backup)
 main.add_command(bench)
+main.add_command(devices)
 main.add_command(doctor)
+main.add_command(keys)
 main.add_command(notices)
 main.add_command(outbox)
 main.add_command(send)

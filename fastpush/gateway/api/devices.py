@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Annotated
 
 import msgspec
@@ -23,7 +23,7 @@ from fastpush.gateway.api import (
 from fastpush.gateway.api.enrolments import chosen_app
 from fastpush.gateway.auth import Principal
 from fastpush.gateway.devices import Device, DeviceEvent, Registration, checked_token
-from fastpush.gateway.devices.transfer import Format, Imported, export_devices, import_devices
+from fastpush.gateway.devices.transfer import Export, Format, Imported, import_devices
 from fastpush.gateway.devices.values import Environment
 from fastpush.gateway.problems import Problem
 
@@ -239,10 +239,10 @@ def admin_routes(gateway: Gateway) -> list[BaseRoute]:
     async def export_ndjson(request: Request) -> Response:
         return StreamingResponse(await export(request, "ndjson"), media_type="application/x-ndjson")
 
-    async def export(request: Request, form: Format) -> AsyncIterator[bytes]:
+    async def export(request: Request, form: Format) -> Export:
         principal, app = await _keeper(gateway, request)
         await gateway.keys.audit(principal, "devices.exported", app)
-        return export_devices(gateway.devices, app, form)
+        return Export(gateway.devices, app, form)
 
     @operation(
         "Register many devices",
@@ -260,7 +260,8 @@ def admin_routes(gateway: Gateway) -> list[BaseRoute]:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind not in TYPES:
             raise Problem(415, detail=f"Send {' or '.join(sorted(TYPES))}.")
-        imported = await import_devices(gateway.devices, app, _body_of(request), TYPES[kind])
+        async with aclosing(request.stream()) as body:
+            imported = await import_devices(gateway.devices, app, body, TYPES[kind])
         if imported.refused and not imported.imported:
             raise Problem(
                 422, "nothing taken", "No line of this is a device.", **msgspec.structs.asdict(imported)
@@ -293,12 +294,6 @@ async def _keeper(gateway: Gateway, request: Request) -> tuple[Principal, str]:
     principal = await gateway.keys.authenticate(request.scope)
     principal.require("devices")
     return principal, chosen_app(gateway, principal, request.query_params.get("app"))
-
-
-async def _body_of(request: Request) -> AsyncIterator[bytes]:
-    """Raises ClientDisconnect where it is cut off."""
-    async for chunk in request.stream():
-        yield chunk
 
 
 def _nothing() -> Problem:

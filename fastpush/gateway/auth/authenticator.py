@@ -253,6 +253,11 @@ class Authenticator:
         for mark in self._proved_by.pop(key_id, ()):
             self._proved.pop(mark, None)
 
+    def forget_phones(self) -> None:
+        """The same for all phones."""
+        for key_id in [key_id for key_id in self._proved_by if key_id.startswith("fpd_")]:
+            self.forget(key_id)
+
     # Keys.
 
     def principal(self, key_id: str) -> Principal | None:
@@ -441,7 +446,7 @@ def _checked_scopes(scopes: Iterable[str]) -> tuple[str, ...]:
 def _checked_apps(apps: Iterable[str] | None) -> tuple[str, ...] | None:
     if apps is None:
         return None
-    named = tuple(sorted({checked_app(app) for app in apps}))
+    named = tuple(sorted({checked_app(app, f"apps[{index}]") for index, app in enumerate(apps)}))
     if not named:
         detail = "Name at least one app, or leave `apps` out for all."
         raise Problem(422, "invalid value", detail, field="apps")

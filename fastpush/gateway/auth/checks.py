@@ -40,14 +40,14 @@ def checked_user(user: str) -> str:
     return checked_name(user, "user", MAX_USER) if user else ""
 
 
-def checked_app(app: str) -> str:
+def checked_app(app: str, field: str = "app") -> str:
     """An app as the configuration calls it. Raises Problem: 422."""
     if _APP.fullmatch(app) is None:
         raise Problem(
             422,
             "invalid value",
             "An app's name has 1 to 128 letters, digits, dots, hyphens and underlines.",
-            field="app",
+            field=field,
         )
     return app
 

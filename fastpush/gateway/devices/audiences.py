@@ -100,7 +100,7 @@ def _looked_up(
         values += [value for tag in any_of for value in (app, tag)]
     for word, tags in (("EXISTS", all_of), ("NOT EXISTS", none_of)):
         for tag in tags:
-            if [tag] != driver and (tag or word == "NOT EXISTS"):
+            if word == "NOT EXISTS" or (tag and [tag] != driver):
                 conditions.append(f"{word} {_HAS}")
                 values += [app, tag]
     where = f" WHERE {' AND '.join(conditions)}" if conditions else ""

@@ -16,7 +16,7 @@ import trio
 
 from fastpush.gateway.auth import Authenticator, Principal
 from fastpush.gateway.auth import schema as auth_schema
-from fastpush.gateway.auth.checks import checked_app, checked_name, checked_tags, checked_user
+from fastpush.gateway.auth.checks import checked_app
 from fastpush.gateway.devices import changes, schema
 from fastpush.gateway.devices.audiences import count_of, page_of
 from fastpush.gateway.devices.values import (
@@ -26,6 +26,7 @@ from fastpush.gateway.devices.values import (
     Page,
     Registration,
     Verdict,
+    checked,
     checked_token,
     shortened,
 )
@@ -41,7 +42,6 @@ logger = structlog.get_logger("fastpush.gateway.devices")
 ALL = Audience()
 LETTERS: dict[str, str] = {"production": "p", "development": "d"}
 ENVIRONMENTS: dict[str, Environment] = {"p": "production", "d": "development"}
-MAX_LOCALE = 35  # RFC 5646 §4.4.1
 TRIM_EVERY = 60.0  # seconds
 WRITE_EVERY = 0.2  # seconds in which verdicts gather
 ASK_AT_ONCE = 256  # device tokens in one statement
@@ -120,25 +120,28 @@ class Devices:
           Problem: 422, with the field; 403, a tag that the phone was not granted, or a device token that
             another phone holds.
         """
-        token = checked_token(registration.device_token)
-        tags = None if registration.tags is None else checked_tags(registration.tags)
-        number = await self._number(app)
-        now = self._milliseconds()
+        said = checked(registration)
+        token, number, now = said.device_token, await self._number(app), self._milliseconds()
         if by is not None and by.kind == "device":
+            enrolment_id = by.key_id
+
+            def make_row(tags: tuple[str, ...], user: str, before: str | None) -> tuple[Any, ...]:
+                phone = msgspec.structs.replace(said, tags=tags, user=user)
+                return self._row(number, phone, now, enrolment_id, before)
+
             touched = await self._storage.write(
                 partial(
                     changes.register_phone,
                     app=app,
                     number=number,
-                    enrolment_id=by.key_id,
+                    enrolment_id=enrolment_id,
                     token=token,
-                    tags=tags,
-                    make_row=partial(self._row, number, registration, token, now, enrolment=by.key_id),
+                    tags=said.tags,
+                    make_row=make_row,
                 )
             )
         else:
-            row = self._row(number, registration, token, now, tags, registration.user, None)
-            await self._storage.insert([row])
+            await self._storage.insert([self._row(number, said, now)])
             octets = bytes.fromhex(token)
             holder = await self._storage.read(partial(changes.enrolment_of, app=number, token=octets))
             touched = [] if holder is None else [holder]
@@ -151,25 +154,13 @@ class Devices:
         return found
 
     def _row(
-        self,
-        app: int,
-        registration: Registration,
-        token: str,
-        at: int,
-        tags: tuple[str, ...] | None,
-        user: str | None,
-        before: str | None,
-        *,
-        enrolment: str | None = None,
+        self, app: int, said: Registration, at: int, enrolment: str | None = None, before: str | None = None
     ) -> tuple[Any, ...]:
-        """A row of the funnel. Raises Problem: 422."""
-        locale = registration.locale
+        """A row of the funnel, of a registration that is checked."""
         return (
-            self._kind, app, bytes.fromhex(token), LETTERS[registration.environment],
-            None if user is None else checked_user(user),
-            None if tags is None else json.dumps(["", *tags], ensure_ascii=False),
-            checked_name(locale, "locale", MAX_LOCALE) if locale else locale, at, enrolment,
-            None if before is None else bytes.fromhex(before), self._milliseconds(),
+            self._kind, app, bytes.fromhex(said.device_token), LETTERS[said.environment], said.user,
+            None if said.tags is None else json.dumps(["", *said.tags], ensure_ascii=False), said.locale, at,
+            enrolment, None if before is None else bytes.fromhex(before), self._milliseconds(),
         )  # fmt: skip
 
     def open_batch(self, app: str) -> Batch:
@@ -179,19 +170,10 @@ class Devices:
     async def _write_batch(self, app: str, found: Sequence[tuple[Registration, int | None]]) -> None:
         number, now = await self._number(app), self._milliseconds()
         await self._storage.insert(
-            [
-                self._row(
-                    number,
-                    registration,
-                    registration.device_token,
-                    now if at is None else min(at, now),
-                    registration.tags,
-                    registration.user,
-                    None,
-                )
-                for registration, at in found
-            ]
+            [self._row(number, said, now if at is None else min(at, now)) for said, at in found]
         )
+        if self._keys is not None:
+            self._keys.forget_phones()  # of some the user may be another now
 
     async def remove(self, app: str, device_token: str, *, by: Principal | None = None) -> bool:
         """Take a device out, with the secret of its phone; whether it was there.
@@ -204,7 +186,7 @@ class Devices:
             return False
         audit = None
         if by is not None and self._keys is not None:
-            audit = self._keys.log.row(by, "device.removed", app, shortened(token))
+            audit = self._keys.log.row(by, "device.removed", shortened(token), app)
         change = partial(
             changes.remove, app=number, token=bytes.fromhex(token), now=self._clock(), audit=audit
         )
@@ -488,12 +470,8 @@ class Batch:
         Raises:
           Problem: 422, with the field.
         """
-        checked = msgspec.structs.replace(
-            registration,
-            device_token=checked_token(registration.device_token),
-            tags=None if registration.tags is None else checked_tags(registration.tags),
-        )
-        self._found.append((checked, None if registered_at is None else int(registered_at * 1_000)))
+        at = None if registered_at is None else round(registered_at * 1_000)
+        self._found.append((checked(registration), at))
 
     async def write(self) -> None:
         """Write those that were added since the last time; they are durable on return."""

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from fastpush.gateway.auth.checks import checked_name, checked_tags, checked_user
 from fastpush.gateway.problems import Problem
 
 __all__ = [
@@ -16,12 +17,14 @@ __all__ = [
     "Page",
     "Registration",
     "Verdict",
+    "checked",
     "checked_token",
     "shortened",
 ]
 
 Environment = Literal["production", "development"]
 
+MAX_LOCALE = 35  # RFC 5646 §4.4.1
 MAX_TOKEN_DIGITS = 400
 """Apple's are 64 digits long today, and of a length that may change."""
 
@@ -138,6 +141,17 @@ def checked_token(text: str, field: str = "device_token") -> str:
             return text.lower()
         found = "holds a character that is no hex digit; send the octets that iOS gives as hex digits."
     raise Problem(422, "invalid value", found, field=field)
+
+
+def checked(said: Registration) -> Registration:
+    """The same, its parts as they are kept. Raises Problem: 422, with the field."""
+    return Registration(
+        device_token=checked_token(said.device_token),
+        environment=said.environment,
+        user=None if said.user is None else checked_user(said.user),
+        tags=None if said.tags is None else checked_tags(said.tags),
+        locale=checked_name(said.locale, "locale", MAX_LOCALE) if said.locale else said.locale,
+    )
 
 
 def shortened(device_token: str) -> str:
