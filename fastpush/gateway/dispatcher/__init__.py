@@ -20,6 +20,7 @@ from fastpush.gateway.counters import Counters
 from fastpush.gateway.dispatcher.dispatch import Dispatch
 from fastpush.gateway.dispatcher.settling import Outcomes, Settler
 from fastpush.gateway.dispatcher.slots import Slots
+from fastpush.gateway.dispatcher.upkeep import keep_up
 from fastpush.gateway.dispatcher.verdicts import Patience
 from fastpush.gateway.outbox import Acceptance, End, Outbox
 
@@ -111,9 +112,8 @@ class Dispatcher:
                 async with trio.open_nursery() as claiming:
                     claiming.start_soon(self._watch)
                     for each in self._apps.values():
-                        claiming.start_soon(each.claim, True)
-                        claiming.start_soon(each.claim, False)
-                        claiming.start_soon(each.walker.run)
+                        for task, *arguments in ((each.claim, True), (each.claim, False), (each.walker.run,)):
+                            claiming.start_soon(keep_up, each.app.name, task, *arguments)
             self._stopped_claiming.set()
 
     async def drain(self, deadline: float) -> None:

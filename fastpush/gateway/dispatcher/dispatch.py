@@ -15,9 +15,12 @@ from fastpush.gateway.dispatcher.circuit import Circuit
 from fastpush.gateway.dispatcher.making import Maker
 from fastpush.gateway.dispatcher.newest import Newest
 from fastpush.gateway.dispatcher.outlet import Outlet
+from fastpush.gateway.dispatcher.settling import REPEAT_AFTER
+from fastpush.gateway.dispatcher.upkeep import keep_up
 from fastpush.gateway.dispatcher.verdicts import Way, judge, known_reason, verdict_of
 from fastpush.gateway.dispatcher.walk import Walker
 from fastpush.gateway.outbox import Claimed, End, Outcome, Retry
+from fastpush.gateway.storage import StorageFull, StorageUnknown
 from fastpush.notification import Notification, Response
 from fastpush.retry import rule_for
 
@@ -99,6 +102,10 @@ class Dispatch:
             claims: list[Claimed] = []
             try:
                 claims = await outbox.claim(name, granted, high=high)
+            except (StorageFull, StorageUnknown) as error:
+                logger.warning("%s: claims wait for the disk: %s", name, error)
+                await trio.sleep(REPEAT_AFTER)
+                continue
             finally:
                 flow.release(granted - len(claims))
             if claims:
@@ -127,7 +134,7 @@ class Dispatch:
         if len(self.app.settings.environments) > 1:
             await self._find_environments([claim.entry.device_token or "" for claim in claims])
         usual = self._outlet(self.environment)
-        make, flying, queue = self.maker.notification, usual.flying, usual.queue(high=high)
+        make, put = self.maker.notification, usual.put
         ended: list[Claimed] = []
         ends: list[End] = []
         for claim in claims:
@@ -150,12 +157,10 @@ class Dispatch:
                 environment = self._environments.get(entry.device_token or "", self.environment)
                 if environment != self.environment:
                     outlet = self._outlet(environment)
-                    outlet.flying[id(notification)] = claim
-                    outlet.queue(high=high).append(notification)
+                    outlet.put(notification, claim)
                     outlet.look()
                     continue
-            flying[id(notification)] = claim
-            queue.append(notification)
+            put(notification, claim)
         usual.look()
         if ends:
             self.settle(ends, ended, (), ())
@@ -188,12 +193,12 @@ class Dispatch:
         outlet = self._outlets.get((environment, line.role))
         if outlet is None:
             outlet = self._outlets[environment, line.role] = Outlet(self, line)
-            self.nursery.start_soon(outlet.run)
+            self.nursery.start_soon(keep_up, self.app.name, outlet.run)
         return outlet
 
     # From responses to ends.
 
-    def finished(self, outlet: Outlet, responses: list[Response], high: bool) -> None:
+    def finished(self, outlet: Outlet, responses: list[Response]) -> None:
         """Judge a batch of responses."""
         now = self.dispatcher.clock()
         flying, seconds = outlet.flying, self._counters.apns_seconds[self.app.name]
@@ -230,7 +235,7 @@ class Dispatch:
                 held.append((notification, claim))
                 continue
             if verdict is Way.ELSEWHERE:
-                if self._try_elsewhere(outlet, notification, claim, high):
+                if self._try_elsewhere(outlet, notification, claim):
                     continue
                 verdict = end_of(claim, "rejected", now, response.reason or "", response.status or 0)
             if response.status is not None:
@@ -244,7 +249,7 @@ class Dispatch:
                 claims.append(claim)
         if held:
             self.hold(outlet.line)
-            self._outlet(outlet.line.environment).put_back(held, high=high)
+            self._outlet(outlet.line.environment).put_back(held)
         self.report(verdicts, responses, len(held), rest, now)
         if ends or retries:
             self.settle(ends, claims, retries, parked)
@@ -277,7 +282,7 @@ class Dispatch:
         if stopped is not None and line.stopped is None:
             line.stop(stopped, refused=False)
 
-    def _try_elsewhere(self, outlet: Outlet, notification: Notification, claim: Claimed, high: bool) -> bool:
+    def _try_elsewhere(self, outlet: Outlet, notification: Notification, claim: Claimed) -> bool:
         """Try a device token once in the other environment, where the app has it."""
         environments, here = self.app.settings.environments, outlet.line.environment
         if len(environments) < 2 or id(claim) in self._elsewhere:
@@ -286,15 +291,14 @@ class Dispatch:
         if other.line.stopped is not None:
             return False
         self._elsewhere[id(claim)] = here
-        other.put_back([(notification, claim)], high=high)
+        other.put_back([(notification, claim)])
         return True
 
     def learn(self, device_token: str, environment: Environment) -> None:
         """Remember where a device token belongs, here and in the registry."""
         self._environments[device_token] = environment
-        self.nursery.start_soon(
-            self.dispatcher.devices.learn_environment, self.app.name, device_token, environment
-        )
+        name, write = self.app.name, self.dispatcher.devices.learn_environment
+        self.nursery.start_soon(keep_up, name, write, name, device_token, environment)
 
     def settle(
         self,
@@ -348,18 +352,13 @@ class Dispatch:
         target = self._outlet(environment)
         for (where, _), outlet in list(self._outlets.items()):
             if where == environment and outlet is not target and outlet.line.stopped is not None:
-                for high in (True, False):
-                    target.put_back(outlet.take(lambda *_: True, high=high), high=high)
+                target.put_back(outlet.take())
 
     def take_back(self, outlet: Outlet) -> None:
         """Queue again what a client had and did not answer."""
-        queued = {id(found) for high in (True, False) for found in outlet.queue(high=high)}
-        lost = [claim for name, claim in outlet.flying.items() if name not in queued]
-        outlet.flying = {name: claim for name, claim in outlet.flying.items() if name in queued}
+        lost = outlet.take_back()
         lost.sort(key=lambda claim: (claim.batch, claim.index))
-        for high in (True, False):
-            again = [claim for claim in lost if claim.entry.high is high]
-            outlet.put_back([(self.maker.notification(claim), claim) for claim in again], high=high)
+        outlet.put_back([(self.maker.notification(claim), claim) for claim in lost])
 
     def _catch_up(self) -> None:
         """Nothing went out for a while. Before it does, find out which is the newest for each device."""
@@ -368,7 +367,7 @@ class Dispatch:
         self._catching_up = {True, False}
         if not self._surveying:
             self._surveying = self.held = True
-            self.nursery.start_soon(self._survey)
+            self.nursery.start_soon(keep_up, self.app.name, self._survey)
 
     async def _survey(self) -> None:
         try:
@@ -381,12 +380,9 @@ class Dispatch:
                         self.newest.see(*name)
             now = self.dispatcher.clock()
             for outlet in self._outlets.values():
-                for high in (True, False):
-                    older = outlet.take(self._is_older, high=high)
-                    if older:
-                        claims = [claim for _, claim in older]
-                        ends = [end_of(claim, "expired", now, SUPERSEDED) for claim in claims]
-                        self.settle(ends, claims, (), ())
+                claims = [claim for _, claim in outlet.take(self._is_older)]
+                if claims:
+                    self.settle([end_of(one, "expired", now, SUPERSEDED) for one in claims], claims, (), ())
         finally:
             self._surveying = self.held = False
             for outlet in self._outlets.values():
@@ -411,21 +407,14 @@ class Dispatch:
         self.app.paused = "paused by an operator" if paused else wrong
         now = self.dispatcher.clock()
         for outlet in self._outlets.values():
-            for high in (True, False):
-                expired = outlet.take(lambda found, _: 0 < (found.expiration or 0) < now, high=high)
-                if expired:
-                    claims = [claim for _, claim in expired]
-                    self.settle([end_of(claim, "expired", now) for claim in claims], claims, (), ())
+            claims = [claim for _, claim in outlet.take(lambda found, _: 0 < (found.expiration or 0) < now)]
+            if claims:
+                self.settle([end_of(claim, "expired", now) for claim in claims], claims, (), ())
 
     def give_back(self) -> None:
         """Forget what was claimed and not given to a client."""
         now = self.dispatcher.clock()
-        claims = [
-            claim
-            for outlet in self._outlets.values()
-            for high in (True, False)
-            for _, claim in outlet.take(lambda *_: True, high=high)
-        ]
+        claims = [claim for outlet in self._outlets.values() for _, claim in outlet.take()]
         once = [claim for claim in claims if claim.entry.delivery == "once"]
         if once:  # they would end as unknown at the next start
             self.settle([], (), [_again(claim, now) for claim in once], once)

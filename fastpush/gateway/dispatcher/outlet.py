@@ -12,6 +12,7 @@ import trio
 from fastpush.client import Client
 from fastpush.gateway.apps import Line
 from fastpush.gateway.dispatcher.circuit import Ramp
+from fastpush.gateway.dispatcher.slots import HIGH_SHARE
 from fastpush.gateway.outbox import Claimed
 from fastpush.notification import Notification
 
@@ -25,7 +26,7 @@ PROBE_EVERY = 5.0  # seconds; the client itself lets one push try a refused cred
 
 @final
 class Input:
-    """What a `send_many` reads: the queue of one priority, while the line takes pushes."""
+    """What a `send_many` reads: one queue, while the line takes pushes."""
 
     def __init__(self, outlet: Outlet, high: bool) -> None:
         self.queue: deque[Notification] = deque()
@@ -51,7 +52,7 @@ class Input:
 
 @final
 class Outlet:
-    """Feeds one line.
+    """Feeds one line, by a queue for each priority and kind of delivery.
 
     Attributes:
       flying: the claims of the notifications that are queued or on their way, by the notification's id().
@@ -64,47 +65,56 @@ class Outlet:
         self.ramp = Ramp()
         self._owner = owner
         self._probe_at = 0.0
-        self._normal = Input(self, False)
-        self._high = Input(self, True)
+        self._inputs = {(high, once): Input(self, high) for high in (True, False) for once in (True, False)}
+        self._usual = self._inputs[False, False]
         self._scope = trio.CancelScope()
 
     @property
     def queued(self) -> int:
         """How many were not given to the client yet."""
-        return len(self._high.queue) + len(self._normal.queue)
+        return sum(len(one.queue) for one in self._inputs.values())
 
     @property
     def in_flight(self) -> int:
         """How many the client has."""
         return len(self.flying) - self.queued
 
-    def queue(self, *, high: bool) -> deque[Notification]:
-        """Of what was not given to the client yet, and stands in `flying`; `look` lets it out."""
-        return (self._high if high else self._normal).queue
+    def put(self, notification: Notification, claim: Claimed) -> None:
+        """Queue one; `look` lets it out."""
+        self.flying[id(notification)] = claim
+        entry = claim.entry
+        if entry.high or entry.delivery == "once":
+            self._input(claim).queue.append(notification)
+        else:
+            self._usual.queue.append(notification)
 
-    def put_back(self, taken: Iterable[tuple[Notification, Claimed]], *, high: bool) -> None:
-        """Queue this before all else, in this order."""
-        found = list(taken)
-        for notification, claim in found:
+    def put_back(self, taken: Iterable[tuple[Notification, Claimed]]) -> None:
+        """Queue this before all else, in this order, and look."""
+        for notification, claim in reversed(list(taken)):
             self.flying[id(notification)] = claim
-        self.queue(high=high).extendleft(notification for notification, _ in reversed(found))
+            self._input(claim).queue.appendleft(notification)
         self.look()
 
     def take(
-        self, wanted: Callable[[Notification, Claimed], bool], *, high: bool
+        self, wanted: Callable[[Notification, Claimed], bool] = lambda *_: True
     ) -> list[tuple[Notification, Claimed]]:
-        """Take out of a queue what is wanted."""
-        side = self._high if high else self._normal
-        taken = [
-            (notification, self.flying[id(notification)])
-            for notification in side.queue
-            if wanted(notification, self.flying[id(notification)])
-        ]
-        if taken:
-            for notification, _ in taken:
-                del self.flying[id(notification)]
-            side.queue = deque(found for found in side.queue if id(found) in self.flying)
+        """Take out of the queues what is wanted."""
+        taken: list[tuple[Notification, Claimed]] = []
+        for one in self._inputs.values():
+            found = [(queued, self.flying[id(queued)]) for queued in one.queue]
+            found = [pair for pair in found if wanted(*pair)]
+            if found:
+                for notification, _ in found:
+                    del self.flying[id(notification)]
+                one.queue = deque(queued for queued in one.queue if id(queued) in self.flying)
+                taken += found
         return taken
+
+    def take_back(self) -> list[Claimed]:
+        """Take back what the client has; it must have been left before."""
+        queued = {id(found) for one in self._inputs.values() for found in one.queue}
+        names = [name for name in self.flying if name not in queued]
+        return [self.flying.pop(name) for name in names]
 
     def wait(self, high: bool) -> float:
         """Seconds until another look at a queue is worth it; 0.0: its first may go out now."""
@@ -122,8 +132,8 @@ class Outlet:
 
     def look(self) -> None:
         """Look at the queues again."""
-        self._high.look()
-        self._normal.look()
+        for one in self._inputs.values():
+            one.look()
 
     def withdraw(self) -> None:
         """Take back what the client has queued for want of a connection; it is queued here again."""
@@ -134,20 +144,25 @@ class Outlet:
         while True:
             while self.line.client is None:
                 await self.line.changed()
-            with trio.CancelScope() as self._scope:
-                await self._feed(self.line.client)
-            self._owner.take_back(self)
+            try:
+                with trio.CancelScope() as self._scope:
+                    await self._feed(self.line.client)
+            finally:
+                self._owner.take_back(self)
 
     async def _feed(self, client: Client) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._send, client, self._high, True)
-            nursery.start_soon(self._send, client, self._normal, False)
+            for (high, once), one in self._inputs.items():
+                nursery.start_soon(self._send, client, one, 0.0 if high else HIGH_SHARE, once)
             while self.line.client is client:
                 self.look()
                 await self.line.changed()
             nursery.cancel_scope.cancel()
 
-    async def _send(self, client: Client, notifications: Input, high: bool) -> None:
-        async with client.send_many(notifications) as responses:
+    async def _send(self, client: Client, notifications: Input, reserve: float, once: bool) -> None:
+        async with client.send_many(notifications, reserve=reserve, once=once) as responses:
             async for batch in responses.batches():
-                self._owner.finished(self, batch, high)
+                self._owner.finished(self, batch)
+
+    def _input(self, claim: Claimed) -> Input:
+        return self._inputs[claim.entry.high, claim.entry.delivery == "once"]

@@ -18,7 +18,7 @@ from typing import final
 
 import trio
 
-__all__ = ["Flow", "Share", "Slots"]
+__all__ = ["HIGH_SHARE", "Flow", "Share", "Slots"]
 
 QUANTUM = 256
 HIGH_SHARE = 0.1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from typing import TYPE_CHECKING, final
 
 import trio
@@ -11,6 +12,8 @@ from fastpush.errors import InvalidNotification
 from fastpush.gateway.apps import Environment, Line
 from fastpush.gateway.dispatcher.making import collapse_id_of, uuid_text
 from fastpush.gateway.dispatcher.settling import Outcomes
+from fastpush.gateway.dispatcher.slots import HIGH_SHARE
+from fastpush.gateway.dispatcher.upkeep import keep_up
 from fastpush.gateway.dispatcher.verdicts import Way, judge, verdict_of
 from fastpush.gateway.outbox import End, Fanout, Outcome, Retry
 from fastpush.notification import Notification, Response
@@ -126,7 +129,9 @@ class Walker:
                 found = await dispatcher.devices.page(owner.app.name, fanout.audience, after, granted)
                 page = Page(after, found.device_tokens, found.environments, found.last)
                 if page.device_tokens:
-                    await dispatcher.outbox.begin_page(fanout.id, page.cursor, len(page.device_tokens))
+                    await dispatcher.settler.insist(
+                        partial(dispatcher.outbox.begin_page, fanout.id, page.cursor, len(page.device_tokens))
+                    )
                 taken = len(page.device_tokens)
             finally:
                 flow.release(granted - taken)
@@ -154,7 +159,7 @@ class Walker:
     ) -> None:
         dispatcher, owner = self._dispatcher, self._owner
         try:
-            await self._send_page(fanout, page)
+            await keep_up(owner.app.name, self._send_page, fanout, page)
             if page.before is not None:
                 await page.before.wait()
             await dispatcher.settler.insist(
@@ -179,6 +184,7 @@ class Walker:
 
     async def _send_page(self, fanout: Fanout, page: Page) -> None:
         """Send to all devices of a page until each has an end or a time."""
+        page.accepted, page.ends, page.retries = 0, [], []
         settings, dispatcher = self._owner.app.settings, self._dispatcher
         todo: dict[Environment, list[Notification]] = {}
         by_environment = _divide(page.device_tokens, page.environments)
@@ -207,7 +213,9 @@ class Walker:
                 continue
             held: list[Notification] = []
             other: list[Notification] = []
-            async with line.client.send_many(notifications) as responses:
+            reserve = 0.0 if fanout.entry.high else HIGH_SHARE
+            once = fanout.entry.delivery == "once"
+            async with line.client.send_many(notifications, reserve=reserve, once=once) as responses:
                 async for batch in responses.batches():
                     self._judge(fanout, page, batch, held, other, elsewhere, environment)
             if held:
