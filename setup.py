@@ -20,6 +20,7 @@ MODULES = [
     "fastpush.http2._hpack",
     "fastpush.http2._engine",
     "fastpush.simulator._server",
+    "fastpush.gateway.dispatcher._pages",
 ]
 
 

@@ -3,13 +3,17 @@
 import time
 
 import msgspec
+import pytest
 import trio
 
 from fastpush import pool
+from fastpush.errors import InvalidNotification
 from fastpush.gateway.dispatcher import Patience, outlet
-from fastpush.gateway.outbox import Audience, Entry
+from fastpush.gateway.dispatcher._pages import make_notifications
+from fastpush.gateway.outbox import Audience, Entry, Fanout, apns_id_base
+from fastpush.notification import Payload
 from fastpush.simulator import Answer
-from tests.gateway.dispatch_house import APP, BODY, Registry, entry, judge, open_all, token, until
+from tests.gateway.dispatch_house import APP, BODY, Registry, entry, judge, open_all, str_of, token, until
 
 
 async def test_what_is_accepted_arrives_and_has_an_end(tmp_path):
@@ -34,6 +38,27 @@ async def test_a_fan_out_reaches_each_device_of_its_audience(tmp_path):
         assert record.outcomes == {"accepted": 5_499, "rejected": 1}
         assert apns.ledger.counts["accepted"] == 5_499
         assert [verdict[:3] for verdict in devices.reported] == [(token(17), 410, "Unregistered")]
+
+
+def test_the_notifications_of_a_page_have_the_apns_ids_of_their_fan_out():
+    """Otherwise a page that is walked again would not repeat them, and `find` would not know them."""
+    device_tokens = [token(number) for number in range(1, 2_000)]
+    payload = Payload.raw(BODY)
+    for number, tag in ((1_700_000_000_000 << 20 | 0xFFFFF, 0), ((1 << 63) - 1, (1 << 32) - 1)):
+        fanout = Fanout(number, APP, Audience(), entry(0, collapse_id="a"), 0.0, "", tag)
+        base, key = apns_id_base(number, 0).to_bytes(16, "big"), tag.to_bytes(4, "big")
+        made = make_notifications(device_tokens, payload, fanout.entry, base, key, False)
+        assert [one.apns_id for one in made] == [str_of(fanout.apns_id(each)) for each in device_tokens]
+        assert [one.device_token for one in made] == device_tokens
+        assert {one.collapse_id for one in made} == {"a"}
+        own = make_notifications(device_tokens[:9], payload, fanout.entry, base, key, True)
+        assert [one.collapse_id for one in own] == [one.apns_id for one in made[:9]]
+    with pytest.raises(InvalidNotification, match="payload"):
+        make_notifications(
+            [token(1)], Payload.raw(b'{"a":"%s"}' % (b"x" * 5_000)), fanout.entry, base, key, True
+        )
+    with pytest.raises(ValueError, match="base of 3"):
+        make_notifications([token(1)], payload, fanout.entry, b"123", key, True)
 
 
 async def test_outcomes_can_be_waited_for(tmp_path):

@@ -8,7 +8,7 @@ from typing import final
 from fastpush.gateway.outbox import Audience, Claimed, Entry
 from fastpush.notification import Notification, Payload
 
-__all__ = ["Maker", "uuid_text"]
+__all__ = ["Maker", "takes_apns_id_for_collapse_id", "uuid_text"]
 
 _BADGE_AFTER = b'{"aps":{'
 _PAYLOADS = 256  # encoded payloads whose check is remembered
@@ -40,7 +40,7 @@ class Maker:
             push_type=entry.push_type,
             priority=entry.priority,
             expiration=entry.expiration,
-            collapse_id=collapse_id_of(entry, text),
+            collapse_id=text if takes_apns_id_for_collapse_id(entry) else entry.collapse_id,
             apns_id=text,
         )
 
@@ -60,8 +60,6 @@ class Maker:
         return payload
 
 
-def collapse_id_of(entry: Entry, apns_id: str) -> str | None:
-    """The entry's own; an alert that has none gets its apns-id, so that a repetition replaces it."""
-    if entry.collapse_id is not None:
-        return entry.collapse_id
-    return apns_id if entry.push_type == "alert" and entry.delivery == "resend" else None
+def takes_apns_id_for_collapse_id(entry: Entry) -> bool:
+    """An alert that has no collapse id gets its apns-id for one, so that a repetition replaces it."""
+    return entry.collapse_id is None and entry.push_type == "alert" and entry.delivery == "resend"

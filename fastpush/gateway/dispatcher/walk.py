@@ -10,12 +10,13 @@ import trio
 
 from fastpush.errors import InvalidNotification
 from fastpush.gateway.apps import Environment, Line
-from fastpush.gateway.dispatcher.making import collapse_id_of, uuid_text
+from fastpush.gateway.dispatcher._pages import make_notifications
+from fastpush.gateway.dispatcher.making import takes_apns_id_for_collapse_id
 from fastpush.gateway.dispatcher.settling import Outcomes
 from fastpush.gateway.dispatcher.slots import HIGH_SHARE
 from fastpush.gateway.dispatcher.upkeep import keep_up
 from fastpush.gateway.dispatcher.verdicts import Way, judge, verdict_of
-from fastpush.gateway.outbox import End, Fanout, Outcome, Retry
+from fastpush.gateway.outbox import End, Fanout, Outcome, Retry, apns_id_base
 from fastpush.notification import Notification, Response
 
 if TYPE_CHECKING:
@@ -279,23 +280,14 @@ class Walker:
 
     def _notifications(self, fanout: Fanout, device_tokens: list[str]) -> list[Notification]:
         entry = fanout.entry
-        payload = self._owner.maker.payload(entry, fanout.audience)
-        found = []
-        for device_token in device_tokens:
-            text = uuid_text(fanout.apns_id(device_token))
-            found.append(
-                Notification(
-                    device_token,
-                    payload,
-                    topic=entry.topic,
-                    push_type=entry.push_type,
-                    priority=entry.priority,
-                    expiration=entry.expiration,
-                    collapse_id=collapse_id_of(entry, text),
-                    apns_id=text,
-                )
-            )
-        return found
+        return make_notifications(
+            device_tokens,
+            self._owner.maker.payload(entry, fanout.audience),
+            entry,
+            apns_id_base(fanout.id, 0).to_bytes(16, "big"),
+            fanout.tag.to_bytes(4, "big"),
+            takes_apns_id_for_collapse_id(entry),
+        )
 
     def _judge(
         self,
