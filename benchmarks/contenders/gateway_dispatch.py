@@ -16,7 +16,6 @@ import os
 import sys
 import tempfile
 import time
-from bisect import bisect_right
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -29,6 +28,7 @@ from benchmarks import data
 from benchmarks.contenders import Job
 from benchmarks.contenders.stopwatch import cpu_seconds, status_octets
 from fastpush.gateway.apps import Apps, AppSettings, CredentialSettings
+from fastpush.gateway.devices import Devices, Registration, open_devices
 from fastpush.gateway.dispatcher import Dispatcher
 from fastpush.gateway.dispatcher.making import Maker
 from fastpush.gateway.outbox import Audience, Claimed, End, Entry
@@ -39,40 +39,6 @@ APP = "opmanager"
 BATCH = 1_000
 AT_ONCE = 8
 LIMITS = Limits(low_water_octets=0, low_water_share=0.0)
-
-
-class Page(NamedTuple):
-    device_tokens: list[str]
-    environments: str
-    last: bool
-
-
-class Registry:
-    """Devices in memory, so that the figures are the dispatcher's."""
-
-    def __init__(self, device_tokens: Sequence[str]) -> None:
-        self.device_tokens = sorted(device_tokens)
-
-    async def page(self, app: str, audience: Audience, after: str = "", limit: int = 1_000) -> Page:
-        await trio.lowlevel.checkpoint()
-        start = bisect_right(self.device_tokens, after)
-        found = self.device_tokens[start : start + limit]
-        return Page(found, "p" * len(found), start + limit >= len(self.device_tokens))
-
-    async def environments(self, app: str, device_tokens: Sequence[str]) -> dict[str, str]:
-        await trio.lowlevel.checkpoint()
-        return {}
-
-    def report(
-        self, app: str, verdicts: Sequence[tuple[str, int, str, int | None, float]], *, accepted: int = 0
-    ) -> None:
-        pass
-
-    def breaker(self, app: str) -> str | None:
-        return None
-
-    async def learn_environment(self, app: str, device_token: str, environment: str) -> None:
-        await trio.lowlevel.checkpoint()
 
 
 class Watch:
@@ -91,8 +57,23 @@ class Watch:
 class House(NamedTuple):
     storage: Storage
     outbox: SqliteOutbox
+    devices: Devices
     apps: Apps
     client: fastpush.Client
+
+    async def fill(self, count: int) -> None:
+        """Have that many devices, without tags, by one statement."""
+        await self.devices.register(APP, Registration(device_token="00" * 32))
+        number = await self.storage.read(
+            lambda connection: connection.execute("SELECT app, environment FROM audience").fetchone()
+        )
+        await self.storage.write(
+            lambda connection: connection.execute(
+                "WITH RECURSIVE n (i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < ?)"
+                " INSERT INTO audience SELECT ?, '', randomblob(32), ? FROM n",
+                (count, *number),
+            )
+        )
 
 
 @asynccontextmanager
@@ -113,7 +94,9 @@ async def open_house(job: Job) -> AsyncGenerator[tuple[House, trio.Nursery], Non
             while apps[APP].client is None:
                 await apps[APP].line("production").changed()
             await apps[APP].client.wait_ready()
-            yield House(storage, outbox, apps, apps[APP].client), nursery
+            devices = await open_devices(storage)
+            await nursery.start(devices.run)
+            yield House(storage, outbox, devices, apps, apps[APP].client), nursery
             nursery.cancel_scope.cancel()
 
 
@@ -155,7 +138,7 @@ async def batches(job: Job, watch: Watch) -> int:
     tokens = list(data.device_tokens(job.seed, job.warm_up + job.pushes))
     accepted = 0
     async with open_house(job) as (house, nursery):
-        dispatcher = Dispatcher(house.outbox, Registry(()), house.apps)
+        dispatcher = Dispatcher(house.outbox, house.devices, house.apps)
         await nursery.start(dispatcher.run)
         for name, part in (("warm-up", tokens[: job.warm_up]), ("batches", tokens[job.warm_up :])):
             counter = Counter(len(part))
@@ -197,13 +180,13 @@ async def parts(job: Job, watch: Watch) -> int:
 
 
 async def fan_out(job: Job, watch: Watch) -> int:
-    tokens = list(data.device_tokens(job.seed, job.pushes))
     accepted = 0
     async with open_house(job) as (house, nursery):
-        dispatcher = Dispatcher(house.outbox, Registry(tokens), house.apps)
+        await house.fill(job.pushes)
+        dispatcher = Dispatcher(house.outbox, house.devices, house.apps)
         await nursery.start(dispatcher.run)
         waits = []
-        counter = Counter(len(tokens))
+        counter = Counter(job.pushes)
         dispatcher.on_outcomes(counter.heard)
         with watch.measured("fan-out"):
             started = time.perf_counter()
@@ -213,6 +196,38 @@ async def fan_out(job: Job, watch: Watch) -> int:
         accepted += counter.accepted
     watch.figures["acceptance"] = waits
     return accepted
+
+
+async def acceptance(job: Job, watch: Watch) -> int:
+    """How long it takes to accept a fan-out to all of them, one after the other and with nothing sent."""
+    waits = []
+    async with open_house(job) as (house, _):
+        await house.fill(job.pushes)
+        await house.outbox.pause(APP)
+        for _ in range(300):
+            started = time.perf_counter()
+            await house.outbox.accept_fanout(APP, Audience(), entry(None, 0))
+            waits.append(time.perf_counter() - started)
+    watch.figures["waits"] = sorted(waits)
+    return job.pushes
+
+
+async def backlog(job: Job, watch: Watch) -> int:
+    """Accepted while the app is paused; then the memory, and the drain."""
+    async with open_house(job) as (house, nursery):
+        await house.outbox.pause(APP)
+        dispatcher = Dispatcher(house.outbox, house.devices, house.apps)
+        await nursery.start(dispatcher.run)
+        counter = Counter(job.pushes)
+        dispatcher.on_outcomes(counter.heard)
+        tokens = data.device_tokens(job.seed, job.pushes)
+        for _ in range(job.pushes // BATCH):
+            await house.outbox.accept(APP, [entry(next(tokens), place) for place in range(BATCH)])
+        watch.figures["waiting_octets"] = status_octets("VmRSS")
+        with watch.measured("backlog"):
+            await house.outbox.resume(APP)
+            await counter.done.wait()
+    return counter.accepted
 
 
 async def send_many(job: Job, watch: Watch) -> int:
@@ -246,6 +261,8 @@ HOW: dict[str, Callable[[Job, Watch], Any]] = {
     "parts": parts,
     "fan-out": fan_out,
     "send-many": send_many,
+    "acceptance": acceptance,
+    "backlog": backlog,
 }
 
 
