@@ -33,7 +33,7 @@ from fastpush.gateway.control import socket_path, trusted
 from fastpush.gateway.counters import Counters
 from fastpush.gateway.devices import open_devices
 from fastpush.gateway.devices.webhook import tell_of_devices
-from fastpush.gateway.dispatcher import Dispatcher
+from fastpush.gateway.dispatcher import Dispatcher, Patience
 from fastpush.gateway.http import Limits, Listener, Server, ServerTLS, TrustedProxies, open_listener
 from fastpush.gateway.http import serve as serve_http
 from fastpush.gateway.notices import open_notices
@@ -246,7 +246,13 @@ class Service:
             opened = Apps(list(config.apps.values()), credentials=mains, standbys=standbys)
             apps = await background.start(opened.run)
             dispatcher = Dispatcher(
-                outbox, devices, apps, badge=alarms.open_count, clock=clock, counters=counters
+                outbox,
+                devices,
+                apps,
+                badge=alarms.open_count,
+                patience=_patience(config),
+                clock=clock,
+                counters=counters,
             )
             await background.start(dispatcher.run)
             vitals = Vitals(storage, partial(_reading, counters, storage, outbox, apps, clock), clock)
@@ -353,6 +359,14 @@ class Service:
                 "is FileDescriptorName= set in the .socket unit, and the service started by it?"
             )
         return [f"fd://{descriptor}" for descriptor in self._inherited[name]]
+
+
+def _patience(config: Config) -> Patience:
+    return Patience(
+        first_delay=config.dispatch.first_retry_seconds,
+        longest_delay=config.dispatch.longest_retry_seconds,
+        whole=config.dispatch.give_up_hours * 3600,
+    )
 
 
 _CURES = {

@@ -61,7 +61,7 @@ ALL_MISTAKES = """\
 :31: routes[1].severity[0]: is "criticl"; allowed: critical, service_down, trouble, attention, info
 :34: alarms.app: is "another"; there are opm, other
 :35: alarms.look.styles.critcal: is unknown; did you mean "critical"?
-:38: nonsense: is unknown; known: apps, ingest, admin, storage, routes, alarms, auth, devices, watchdog, notices, log, tracing"""
+:38: nonsense: is unknown; known: apps, ingest, admin, storage, dispatch, routes, alarms, auth, devices, watchdog, notices, log, tracing"""
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ __all__ = [
     "Config",
     "CredentialSettings",
     "DeviceSettings",
+    "DispatchSettings",
     "IngestSettings",
     "LogSettings",
     "LookSettings",
@@ -97,7 +98,7 @@ class IngestSettings(_Section, frozen=True):
     trusted_proxies: tuple[str, ...] = ()
     proxy_header: Literal["x-forwarded-for", "forwarded"] = "x-forwarded-for"
     max_connections: Count = 1024
-    max_connections_per_address: Count = 64
+    max_connections_per_address: Count = 512
     max_per_key: Amount = 0
     tls: TLSSettings | None = None
 
@@ -239,6 +240,20 @@ class AppSettings(_Section, frozen=True):
     def proxy_url(self) -> str | None:
         """The proxy, with its password. Raises SecretUnusable."""
         return self.proxy if self.proxy_file is None else read_secret(self.proxy_file)
+
+
+class DispatchSettings(_Section, frozen=True):
+    """How long what APNs could not take is tried again: 429, 5xx and no answer, after the client's own tries.
+
+    Attributes:
+      first_retry_seconds, longest_retry_seconds: the wait before the first further try, which doubles up to
+        the second. The wait is drawn between half of it and all of it.
+      give_up_hours: after its acceptance; an expiration that is earlier counts.
+    """
+
+    first_retry_seconds: Annotated[float, Meta(ge=0.1, le=3600)] = 15.0
+    longest_retry_seconds: Annotated[float, Meta(ge=1, le=86_400)] = 900.0
+    give_up_hours: Annotated[float, Meta(gt=0, le=720)] = 24.0
 
 
 class StyleSettings(_Section, frozen=True):
@@ -465,6 +480,7 @@ class Config(_Section, frozen=True):
     ingest: IngestSettings = IngestSettings()
     admin: AdminSettings = AdminSettings()
     storage: StorageSettings = StorageSettings()
+    dispatch: DispatchSettings = DispatchSettings()
     routes: tuple[Route, ...] = ()
     alarms: AlarmSettings = AlarmSettings()
     auth: AuthSettings = AuthSettings()
