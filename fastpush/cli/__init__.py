@@ -10,6 +10,7 @@ import click
 from fastpush.cli.backup import backup
 from fastpush.cli.bench import bench
 from fastpush.cli.devices import devices
+from fastpush.cli.demo import demo
 from fastpush.cli.doctor import doctor
 from fastpush.cli.keys import keys
 from fastpush.cli.notices import notices
@@ -21,7 +22,7 @@ from fastpush.cli.simulate import simulate
 
 __all__ = ["main"]
 
-WITH_LOG = {"serve"}
+WITH_LOG = {"demo", "serve"}
 """Commands with a log of their own; the others write the library's warnings as plain lines."""
 
 
@@ -58,6 +59,7 @@ def main(context: click.Context) -> None:
 main.add_command(backup)
 main.add_command(bench)
 main.add_command(devices)
+main.add_command(demo)
 main.add_command(doctor)
 main.add_command(keys)
 main.add_command(notices)

@@ -37,6 +37,7 @@ from fastpush.gateway.api import (
     opmanager,
     outbox,
     problem_of,
+    tickets,
 )
 from fastpush.gateway.http import BodyRule
 from fastpush.gateway.log import request_id
@@ -48,7 +49,8 @@ logger = logging.getLogger("fastpush.gateway.app")
 
 INGEST: list[ModuleType] = [notifications, enrolments, devices, alarms, opmanager, notices, health]
 ADMIN: list[ModuleType] = [
-    outbox, keys, enrolments, devices, notices, credentials, health, metrics, console,
+    outbox, keys, enrolments, devices, notices, credentials, tickets, health, metrics,
+    console,
 ]  # fmt: skip
 """Modules of `fastpush.gateway.api`, asked for `routes`, `hot_routes` and `admin_routes`."""
 
