@@ -21,7 +21,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 .PHONY: help build run test night bench publish guard lint format campaigns clean
 
 help:
-	@echo 'make run        start a simulated APNs and send 10,000 alarms to it'
+	@echo 'make run        show the gateway at work on this machine (fastpush demo), until Ctrl-C'
 	@echo 'make test       all tests; ARGS= goes to pytest'
 	@echo 'make lint       ruff, mypy, and the compiled modules against their types'
 	@echo 'make format     lay the sources out as `make lint` wants them'
@@ -59,7 +59,7 @@ $(VENV)/tools: | $(VENV)/bin/python
 build: $(VENV)/built
 
 run: build
-	@$(BIN)/python examples/run_alarms.py $(ARGS)
+	@exec $(BIN)/python -m fastpush demo $(ARGS)
 
 test: build $(VENV)/tools
 	@$(BIN)/python -m pytest $(ARGS)

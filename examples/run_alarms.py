@@ -1,4 +1,4 @@
-"""Start a simulated APNs on this machine and send 10,000 network alarms to it, as `make run` does.
+"""Start a simulated APNs on this machine and send 10,000 network alarms to it.
 
 Nothing here that one could not type: `fastpush simulate` in one terminal, `fastpush send` in another. More
 arguments go to `fastpush send`, such as --json.

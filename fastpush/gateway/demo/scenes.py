@@ -40,7 +40,7 @@ POSTS: Sequence[tuple[str, bytes]] = (
     ("Attention", body("Attention", "CPU at 87 %")),
     ("Critical", body("Critical", "No answer to 5 polls")),
     (
-        "Critical again; its message has a raw line end, so that it is no valid JSON",
+        "Critical again, a raw line end in its message: no valid JSON",
         body("Critical", "No answer for 3 minutes\nuplink ge-0/0/1 is down"),
     ),
     ("Clear", body("Clear", "Answers again")),
@@ -177,7 +177,7 @@ def closing(stage: Stage) -> None:
     say = stage.say
     say("")
     say("Next: post alarms with the curl above and see them here, or begin for yourself:")
-    say("  cp fastpush.example.toml fastpush.toml    # your key, your bundle id, your routes")
+    say("  cp fastpush.example.toml fastpush.toml   # your key, your app, your routes")
     say("  fastpush serve --config fastpush.toml")
     say("Ctrl-C ends the demo.")
 

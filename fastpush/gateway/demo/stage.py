@@ -18,7 +18,6 @@ from typing import final
 
 import trio
 
-import fastpush
 from fastpush.gateway.auth import open_authenticator
 from fastpush.gateway.demo.phone import Phone, Shown
 from fastpush.gateway.demo.sender import Sender
@@ -222,7 +221,7 @@ async def _gateway(
         await bell.bind(os.fspath(folder / "notify"))
         environ = {name: text for name, text in os.environ.items() if not name.startswith("FASTPUSH_")}
         environ["NOTIFY_SOCKET"] = os.fspath(folder / "notify")
-        environ["PYTHONPATH"] = os.fspath(Path(fastpush.__file__).parent.parent)
+        environ["PYTHONPATH"] = os.fspath(Path(__file__).parents[3])
 
         def start() -> subprocess.Popen[bytes]:
             return subprocess.Popen(
