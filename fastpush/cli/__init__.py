@@ -1,4 +1,4 @@
-"""The command line: `fastpush send`, `serve`, `doctor`, `simulate`, `bench`.
+"""The command line: `fastpush demo`, `serve`, `send` and the others.
 
 Exit codes: 0 done, 1 something was rejected or failed, 2 used wrongly, 130 ended by Ctrl-C.
 """
@@ -9,8 +9,8 @@ import click
 
 from fastpush.cli.backup import backup
 from fastpush.cli.bench import bench
-from fastpush.cli.devices import devices
 from fastpush.cli.demo import demo
+from fastpush.cli.devices import devices
 from fastpush.cli.doctor import doctor
 from fastpush.cli.keys import keys
 from fastpush.cli.notices import notices

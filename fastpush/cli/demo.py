@@ -82,6 +82,6 @@ def say(text: str) -> None:
 def summary(stage: Stage) -> str:
     """One line on all of it."""
     return (
-        f"{stage.alarms:,} alarms accepted, {stage.accepted:,} delivered once to the simulated APNs, "
-        f"{stage.lost} lost, {stage.doubled} doubled"
+        f"{stage.alarms:,} alarms accepted, {stage.accepted:,} delivered, {stage.lost} lost, "
+        f"{stage.doubled} doubled (simulator's count)"
     )
