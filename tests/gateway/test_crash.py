@@ -262,6 +262,79 @@ def test_a_failed_flush_and_a_kill_right_after_it_leave_one_of_each(tmp_path, ca
     assert len(account.acked) > 100
 
 
+# A full disk.
+
+FILL = """
+import sys, os, time, trio
+from fastpush.gateway.outbox import End, Entry, Retry
+from fastpush.gateway.outbox.sqlite import OutboxLimits, open_outbox
+from fastpush.gateway.storage import Limits, StorageFull, open_storage
+folder = sys.argv[1]
+
+async def main():
+    limits = Limits(low_water_octets=2 << 20, low_water_share=0.0, reserve_octets=512 << 10)
+    async with open_storage(folder + "/gateway.db", limits) as storage:
+        outbox = await open_outbox(storage, limits=OutboxLimits(pending_after=60.0))
+        ids, turn = [], 0
+        try:
+            while True:
+                entries = [Entry(f"{turn}-{n}", os.urandom(600)) for n in range(20)]
+                taken = await outbox.accept("app", entries)
+                ids += [taken.apns_id(n) for n in range(20)]
+                turn += 1
+        except StorageFull:
+            pass
+        assert len(ids) > 1_000, len(ids)
+        # What was in flight gets its end, each in its own commit: the disk is below its mark.
+        ended, now = set(), time.time()
+        claims = await outbox.claim("app", 10_000)
+        while claims:
+            some, claims = claims[:20], claims[20:]
+            once = [c for c in some if not c.attempts and c.index == 7]
+            later = [Retry(c.batch, c.index, now, 1, now, 503) for c in once]
+            done = [c for c in some if c.attempts or c.index != 7]
+            await outbox.settle([End(c.batch, c.index, "accepted", now, 200) for c in done], later)
+            ended |= {c.apns_id for c in done}
+            claims = claims or await outbox.claim("app", 10_000)
+        try:
+            await outbox.accept("app", [Entry("late", b"{}")])
+        except StorageFull:
+            pass
+        else:
+            sys.exit("accepted on a full disk")
+        assert ended == set(ids), (len(ended), len(ids))
+        assert outbox.waiting()["app"].count == 0
+        os.unlink(folder + "/ballast")
+        with trio.fail_after(5):
+            while storage.full:
+                await trio.sleep(0.05)
+        await outbox.accept("app", [Entry("again", b"{}")])
+        outcomes = [(await outbox.find(one)).outcome for one in ids[::97]]
+        assert set(outcomes) == {"accepted"}, outcomes
+        print("good", len(ids))
+
+trio.run(main)
+"""
+
+
+async def test_on_a_full_disk_what_was_accepted_gets_its_ends(tmp_path):
+    """D5: refused from the low-water mark on, all ends recorded, and it goes on by itself."""
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("mounting a small tmpfs takes root and unshare(1)")
+    command = (
+        f"mount -t tmpfs -o size=8m tmpfs {tmp_path} && head -c 2097152 /dev/zero > {tmp_path}/ballast && "
+        f'exec {sys.executable} -c "$SCRIPT" {tmp_path}'
+    )
+    done = await trio.run_process(
+        ["unshare", "-m", "sh", "-c", command], capture_stdout=True, capture_stderr=True, check=False,
+        cwd=ROOT, env=os.environ | {"SCRIPT": FILL},
+    )  # fmt: skip
+    if b"mount:" in done.stderr:
+        pytest.skip(f"no tmpfs here: {done.stderr.decode()}")
+    assert done.returncode == 0, done.stderr.decode()[-2_000:]
+    assert done.stdout.startswith(b"good"), done.stdout
+
+
 # A large backlog.
 
 
