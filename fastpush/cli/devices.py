@@ -103,7 +103,7 @@ def import_devices(where: Where, file: BinaryIO, app: str | None, form: str | No
             yield chunk
 
     async def body(control: Control) -> int:
-        kind = TYPES[_form(form, file.name)]
+        kind = TYPES[_form(form, str(getattr(file, "name", "-")))]
         try:
             async with control.stream("POST", "/v1/devices", chunks(), content_type=kind, app=app) as answer:
                 done = orjson.loads(b"".join([part async for part in answer]))
