@@ -9,9 +9,12 @@ from fastpush.gateway.notices import CHANNELS, open_notices
 from fastpush.gateway.notices.values import Told
 from fastpush.gateway.storage import Limits, open_storage
 from fastpush.gateway.watchdog.judge import Certificate, Sight, Table, Trouble, judge
+from fastpush.gateway.watchdog.silence import Silence, SourceSilence, Traffic
+from fastpush.gateway.watchdog.timekeeping import Timekeeper
 
 ROOMY = Limits(low_water_octets=0, low_water_share=0.0, reserve_octets=4_096)
 HOUR, DAY = 3_600.0, 86_400.0
+NOW = 1_800_000_000.0
 END = datetime.datetime(2027, 6, 1, 12, tzinfo=datetime.UTC).timestamp()
 QUIET = ["console", "log", "email"]
 EVERY = list(CHANNELS)
@@ -247,3 +250,95 @@ def test_every_notice_says_what_to_do():
     (notice,) = judge(Sight(certificates=(certificate(source="/etc/push.p12"),)), {}, END).tell
     assert notice.severity == 1
     assert "/etc/push.p12" in notice.cure
+
+
+# What time it is.
+
+
+class Machine:
+    """A wall clock that somebody sets, and an uptime that nobody does."""
+
+    def __init__(self):
+        self.wall_now, self.up = END, 1_000.0
+
+    def passes(self, seconds):
+        self.wall_now += seconds
+        self.up += seconds
+
+    def keeper(self):
+        return Timekeeper(lambda: self.wall_now, lambda: self.up)
+
+
+def test_a_servers_date_corrects_the_clock_until_somebody_sets_it():
+    machine = Machine()
+    keeper = machine.keeper()
+    machine.wall_now += 365 * DAY  # set wrong
+    assert keeper.jumped()
+    keeper.heard(END)
+    machine.passes(DAY)
+    assert not keeper.jumped()
+    assert keeper.now() == END + DAY
+    assert keeper.offset == 365 * DAY
+    machine.wall_now -= 365 * DAY  # set right
+    assert keeper.jumped()
+    assert keeper.offset is None
+    assert keeper.doubtful()
+    assert keeper.now() == END + DAY, "by the wall clock again"
+
+
+def test_a_small_difference_is_none_and_slewing_is_no_jump():
+    machine = Machine()
+    keeper = machine.keeper()
+    keeper.heard(END - 20)
+    assert keeper.now() == END
+    for _ in range(100):
+        machine.passes(60)
+        machine.wall_now += 0.5
+        assert not keeper.jumped()
+    assert keeper.offset == 20
+
+
+def test_doubt_ends_with_patience():
+    machine = Machine()
+    keeper = machine.keeper()
+    assert keeper.doubtful()
+    machine.passes(899)
+    assert keeper.doubtful()
+    machine.passes(2)
+    assert not keeper.doubtful()
+    machine.wall_now += 3 * DAY  # it slept, and its uptime did not count that
+    assert keeper.jumped()
+    assert keeper.doubtful()
+    keeper.heard(machine.wall_now)
+    assert not keeper.doubtful()
+
+
+# Silence.
+
+
+def test_silence_is_offering_without_acceptance():
+    silence = Silence(after=600)
+    assert silence.look(Traffic(0, 0, 0), 0) is None
+    assert silence.look(Traffic(0, 0, 0), 5_000) is None, "nothing was offered"
+    assert silence.look(Traffic(0, 0, 5), 5_060) is None
+    assert silence.look(Traffic(0, 3, 2), 5_600) is None
+    assert silence.look(Traffic(0, 3, 0), 5_660) == 600
+    assert silence.look(Traffic(1, 3, 0), 5_720) is None, "one was accepted"
+    assert silence.look(Traffic(1, 4, 0), 5_780) is None
+    assert silence.look(Traffic(1, 4, 0), 6_379) is None
+    assert silence.look(Traffic(1, 4, 0), 6_380) == 600
+    never = Silence(after=0)
+    for uptime in range(0, 100_000, 1_000):
+        assert never.look(Traffic(0, uptime, 9), uptime) is None
+
+
+def test_a_source_that_never_spoke_is_not_missed():
+    sources = SourceSilence({"opm1": 60.0, "opm2": 60.0}, {"opm2": NOW})
+    sources.heard("stranger", NOW)
+    assert not sources.changed
+    assert not sources.troubles(NOW + 3_600)
+    (trouble,) = sources.troubles(NOW + 3_601)
+    assert trouble.subject == "opm2"
+    sources.heard("opm2", NOW + 4_000)
+    assert sources.changed
+    assert not sources.troubles(NOW + 4_001)

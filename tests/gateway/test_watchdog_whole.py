@@ -233,3 +233,49 @@ async def test_the_command_tries_every_channel_of_the_gateway_that_runs(apns, tm
             listed = await command("list")
             assert listed.output == "Nothing to tell.\n"
     assert trial["form"]["severity"] == "5", "of a trial nothing stays"
+
+
+async def test_while_apns_refuses_the_certificate_the_standby_tells_of_it(apns, tmp_path):
+    """An expired certificate at the start, and a key that stands by: it takes over, and carries the push."""
+    issued = apns.issue_signing_key()
+    drop(tmp_path / "standby.p8", issued.p8)
+    more = (
+        '[apps.opm.standby]\nkey_file = "standby.p8"\n'
+        f'key_id = "{issued.key_id}"\nteam_id = "{issued.team_id}"'
+    )
+    async with open_house(apns, tmp_path, ends=time.time() - DAY, more=more) as house:
+        await house.until_told(1, "credential_refused")
+        refused = next(one for one in house.gateway.notices.standing() if one.kind == "credential_refused")
+        assert "The standby has taken over" in refused.body
+        push = await house.how_told(refused.id, "push")
+        assert push.detail == "APNs took it for 1 of 1 devices of opm tagged admin"
+        assert house.app.state == "running"
+        await house.gateway.outbox.accept("opm", [Entry(house.phones[1], b'{"aps":{"alert":"x"}}')])
+        await house.settled()
+        assert len(house.pushes(house.phones[1])) == 1
+
+
+async def test_silence_and_the_canary_are_told(apns, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastpush.gateway.watchdog.watch.LOOK_EVERY", 0.05)
+    drop(tmp_path / "canary", b"ca" * 32)
+    more = (
+        "[watchdog]\nsilence_minutes = 0.01\ncanary_minutes = 0.01\n"
+        'canary_device_token_file = "canary"\nsource_silence_minutes = { opm1 = 0.005 }'
+    )
+    async with open_house(apns, tmp_path, more=more) as house:
+        apns.faults.add(bad := Answer(status=400, reason="BadDeviceToken", device_token="ca" * 32))
+        await house.until_stands("canary")
+        (canary,) = [one for one in house.gateway.notices.standing() if one.kind == "canary"]
+        assert "400 BadDeviceToken" in canary.body
+        apns.faults.remove(bad)
+        await house.until(lambda: not any(one.kind == "canary" for one in house.gateway.notices.standing()))
+        house.gateway.watchdog.heard("opm1")
+        await house.until_stands("source_silence")
+        house.gateway.watchdog.heard("opm1")
+        apns.faults.add(down := Answer(status=503, reason="ServiceUnavailable"))
+        await house.gateway.outbox.accept("opm", [Entry(house.phones[1], b'{"aps":{"alert":"x"}}')])
+        await house.until_stands("silence")
+        apns.faults.remove(down)
+        await house.until(
+            lambda: not any(one.kind == "silence" for one in house.gateway.notices.standing()), within=60
+        )
