@@ -140,6 +140,17 @@ async def test_bad_files_are_refused_with_the_reason_and_the_old_one_stays(apns,
         assert house.in_use() == load(good).fingerprint
 
 
+async def test_a_certificate_for_one_of_two_environments_is_refused(apns, tmp_path):
+    """Also while no push to the other one was needed yet."""
+    both = pem(apns.issue_provider_certificate(TOPIC, environments=["production", "development"]))
+    drop(tmp_path / "push.pem", both)
+    async with House(apns, tmp_path, environment="both").open() as house:
+        drop(house.path, pem(apns.issue_provider_certificate(TOPIC, environments=["production"])))
+        verdict = await house.verdict()
+        assert not verdict.taken
+        assert "not for the development environment" in verdict.reason
+
+
 async def test_what_apns_refuses_is_not_taken(apns, tmp_path):
     async with House(apns, tmp_path).open() as house:
         before = house.in_use()
@@ -165,9 +176,16 @@ async def test_the_old_file_put_back_after_a_bad_one_is_well_again(apns, tmp_pat
         assert house.in_use() == load(before).fingerprint
 
 
+async def watched(house):
+    """A change that was seen tells that the directories are being watched."""
+    drop(house.path, pem(house.apns.issue_provider_certificate(TOPIC)))
+    assert (await house.verdict()).taken
+
+
 async def test_a_file_that_is_still_being_written_is_not_refused(apns, tmp_path):
     """`cp` writes in place: between two parts the file is a bad one."""
     async with House(apns, tmp_path).open() as house:
+        await watched(house)
         new = pem(apns.issue_provider_certificate(TOPIC))
         with house.path.open("wb") as file:
             file.write(new[:200])
@@ -179,8 +197,10 @@ async def test_a_file_that_is_still_being_written_is_not_refused(apns, tmp_path)
         assert house.in_use() == load(new).fingerprint
 
 
-async def test_kubernetes_swaps_a_symlink(apns, tmp_path):
+@pytest.mark.parametrize("named", ["tls.pem", "..data/tls.pem"])
+async def test_kubernetes_swaps_a_symlink(apns, tmp_path, named, monkeypatch):
     """A mounted secret: file -> ..data/file, and ..data -> a directory of its own for each version."""
+    monkeypatch.setattr("fastpush.gateway.renewal.WATCHED_AFTER", 0.1)
     mount = tmp_path / "secret"
 
     def version(name, octets):
@@ -193,9 +213,10 @@ async def test_kubernetes_swaps_a_symlink(apns, tmp_path):
 
     version("..2026_01", pem(apns.issue_provider_certificate(TOPIC)))
     (mount / "tls.pem").symlink_to("..data/tls.pem")
-    settings = CredentialSettings(certificate_file=mount / "tls.pem")
+    settings = CredentialSettings(certificate_file=mount / named)
     async with House(apns, tmp_path, credential=settings).open() as house:
-        for number in (2, 3):
+        for number in (2, 3, 4):
+            await trio.sleep(0.5)  # by now nothing but the watch finds a change
             new = pem(apns.issue_provider_certificate(TOPIC))
             version(f"..2026_0{number}", new)
             assert (await house.verdict()).taken
