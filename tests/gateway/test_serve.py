@@ -168,7 +168,8 @@ async def test_it_listens_on_tls_unix_sockets_and_inherited_ones(tmp_path, simul
             assert (await ask_control(path, "/readyz"))["ready"]
             first = await served_certificate(authority, int(tcp.rpartition(":")[2]))
             assert first == await served_certificate(authority, sockets[0].getsockname()[1])
-            # A renewed certificate is taken at SIGHUP, without a restart; a broken one is refused.
+            # A renewed certificate is taken at SIGHUP (or before, as its file is watched), without a restart;
+            # a broken one is refused.
             renewed = authority.issue_cert("localhost")
             renewed.cert_chain_pems[0].write_to_path(tmp_path / "server.pem")
             renewed.private_key_pem.write_to_path(tmp_path / "server.key")
@@ -179,7 +180,7 @@ async def test_it_listens_on_tls_unix_sockets_and_inherited_ones(tmp_path, simul
             await hang_up(gateway)
             assert second == await served_certificate(authority, int(tcp.rpartition(":")[2]))
             changes = [(line["option"], line["result"]) for line in gateway.lines if "option" in line]
-            assert changes == [("tls", "changed"), ("tls", "refused")]
+            assert changes[-1] == ("tls", "refused")
 
 
 async def served_certificate(authority, port):
@@ -247,11 +248,12 @@ async def test_a_credential_that_apns_refuses_is_not_taken(tmp_path, simulator):
     async with running(file) as gateway:
         unknown = simulator.issue_signing_key(key_id="SIMULATOR3")
         simulator.revoke_key("SIMULATOR3")
-        (tmp_path / "key.p8").write_bytes(unknown.p8)
-        file.write_text(file.read_text().replace("SIMULATOR1", "SIMULATOR3"))
+        (tmp_path / "unknown.p8").write_bytes(unknown.p8)
+        (tmp_path / "unknown.p8").chmod(0o600)
+        file.write_text(file.read_text().replace("SIMULATOR1", "SIMULATOR3").replace("key.p8", "unknown.p8"))
         await hang_up(gateway)
-        (change,) = [line for line in gateway.lines if "option" in line]
-        assert (change["option"], change["result"]) == ("apps.opm.credential", "refused")
+        changes = [(line["option"], line["result"]) for line in gateway.lines if "option" in line]
+        assert ("apps.opm.credential", "refused") in changes
         port = gateway.port()
         await ask(port, "/v1/notifications", push())
         await until(lambda: simulator.ledger.accepted)
