@@ -192,6 +192,7 @@ class Service:
         assert self._gateway is not None, "not started"
         assert self._doors is not None
         self.config, changes = await reload(self._gateway, self.config, config, self._doors.certificates)
+        self._gateway.configure(self.config)
         return changes
 
     async def run(self, *, task_status: trio.TaskStatus[Started] = trio.TASK_STATUS_IGNORED) -> None:

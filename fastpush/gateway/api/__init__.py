@@ -100,6 +100,10 @@ class Gateway:
     draining: Callable[[], bool] = lambda: False
     quotas: Quotas = field(default_factory=Quotas)
 
+    def configure(self, config: Any) -> None:
+        """Show another configuration, the one thing in here that changes: after SIGHUP."""
+        object.__setattr__(self, "config", config)
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__}>"
 
