@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import email.utils
 import random
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,7 +15,9 @@ import trio
 from fastpush.gateway.config import load_config
 from fastpush.gateway.devices import Registration
 from fastpush.gateway.serve import Service
+from fastpush.proof import NOBODY
 from fastpush.simulator import open_simulator
+from fastpush.simulator.faults import Answer
 
 TOPIC = "com.example.opmanager"
 CONFIG = """
@@ -83,6 +86,10 @@ class House:
             while any(one.count or one.fanouts for one in self.gateway.outbox.waiting().values()):
                 seen = await self._something(seen)
 
+    async def indexed(self):
+        """Let the index of what was accepted and ended come to the present."""
+        await self.gateway.outbox._fill_index()
+
     async def _something(self, seen):
         with trio.move_on_after(0.05):
             return await self.gateway.outbox.wait_for_work(seen)
@@ -103,6 +110,11 @@ async def open_house(folder, *, days=200, phones=3, faults=()):
         open_simulator(topics=[TOPIC], faults=faults) as simulator,
         trio.open_nursery() as nursery,
     ):
+        # Asked about nobody's device token the server tells its date: the watchdog trusts no clock alone.
+        date = email.utils.formatdate(usegmt=True).encode()
+        simulator.faults.add(
+            Answer(status=400, reason="BadDeviceToken", device_token=NOBODY, fields=((b"date", date),))
+        )
         ends = datetime.now(UTC) + timedelta(days=days, hours=1)
         certificate = simulator.authority.issue_provider_certificate(TOPIC, not_after=ends)
         (folder / "provider.p12").write_bytes(certificate.to_pkcs12(None))

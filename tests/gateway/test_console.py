@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import uuid
 from datetime import UTC, datetime
 from urllib.parse import quote
 
@@ -11,6 +12,7 @@ import pytest
 
 from fastpush.gateway.console.charts import Line, chart, scale, shown
 from fastpush.gateway.console.sessions import IDLE, LONGEST, TICKET_FOR, Sessions
+from fastpush.gateway.outbox import Entry
 from fastpush.gateway.phone import card
 from fastpush.gateway.storage import Limits, open_storage
 from tests.gateway.console_house import csrf_of, open_house
@@ -337,6 +339,43 @@ async def test_static_files_are_addressed_by_their_content(house):
         assert answer.status_code == 200
         assert "immutable" in answer.headers["cache-control"]
     assert (await client.get("/static/../pages.py")).status_code == 404
+
+
+async def test_notifications_are_found_and_dead_letters_sent_again(house):
+    token = house.tokens[0]
+    accepted = await house.gateway.outbox.accept(
+        "opm", [Entry(token, b'{"aps":{"alert":"hello"}}')], source="ops"
+    )
+    apns_id = str(uuid.UUID(bytes=accepted.apns_id(0)))
+    await house.settled()
+    await house.gateway.outbox.pause("opm")
+    lost = await house.gateway.outbox.accept("opm", [Entry(token, b'{"aps":{"alert":"purged"}}')] * 3)
+    await house.gateway.outbox.purge("opm")
+    await house.gateway.outbox.resume("opm")
+    await house.indexed()
+    client = await house.browser()
+    for query in (
+        {"device": token[-6:].upper()},
+        {"id": apns_id[:13]},
+        {"source": "ops", "outcome": "accepted"},
+    ):
+        assert apns_id in (await client.get("/notifications", params=query)).text, query
+    assert "No notification fits" in (await client.get("/notifications", params={"device": "00000000"})).text
+    assert (await client.get("/notifications", params={"id": apns_id})).headers["location"].endswith(apns_id)
+    for wrong in ({"device": "xyz"}, {"after": "yesterday"}, {"cursor": "made up"}):
+        assert (await client.get("/notifications", params=wrong)).status_code == 422
+    page = (await client.get("/failures")).text
+    assert "Purged" in page
+    one = str(uuid.UUID(bytes=lost.apns_id(0)))
+    form = {"csrf": csrf_of(page), "apns_id": one}
+    assert (await client.post("/failures/again", data=form)).status_code == 303
+    assert (await client.post("/failures/again", data=form)).status_code == 409, "once is enough"
+    answer = await client.post(
+        "/failures/again", data={"csrf": csrf_of(page), "app": "opm", "reason": "Purged"}
+    )
+    assert "2%20accepted" in answer.headers["location"]
+    await house.settled()
+    assert sum(one.fate == "accepted" for one in house.simulator.ledger.seen) == 1 + 3
 
 
 # Charts and cards.

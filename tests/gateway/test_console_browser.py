@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 
 import pytest
 
+from fastpush.gateway.outbox import Entry
 from tests.gateway.browsing import browse, needs_chromium
-from tests.gateway.console_house import open_house
+from tests.gateway.console_house import TOPIC, open_house
 
 pytestmark = [needs_chromium, pytest.mark.slow]
 
@@ -138,6 +140,62 @@ async def test_the_same_without_scripts(house):
         assert "/login" in page.url
 
     await browse(house, story, java_script_enabled=False)
+
+
+async def test_a_dead_letter_is_found_and_sent_again(house):
+    async def fail():
+        await house.gateway.outbox.pause("opm")
+        await house.gateway.outbox.accept("opm", [Entry(house.tokens[0], b'{"aps":{"alert":"lost letter"}}')])
+        await house.gateway.outbox.purge("opm")
+        await house.gateway.outbox.resume("opm")
+        await house.indexed()
+
+    def story(browser):
+        browser.do(fail)
+        browser.log_in()
+        page = browser.page
+        page.get_by_role("link", name="Notifications").click()
+        page.get_by_label("Device token ends in").fill(house.tokens[0][-6:])
+        page.get_by_label("Outcome").select_option("failed")
+        page.get_by_role("button", name="Find").click()
+        page.locator("tbody a").first.click()
+        assert page.locator(".phone.screen .text").inner_text() == "lost letter"
+        page.get_by_role("link", name="Dead letters").click()
+        page.get_by_role("button", name="Send again").click()
+        page.get_by_text("1 accepted once more.").wait_for()
+        page.get_by_role("link", name="done").first.click()
+        page.locator(".timeline .mark", has_text="accepted").wait_for()
+
+    for scripts in (True, False):
+        await browse(house, story, java_script_enabled=scripts)
+
+
+async def test_a_new_certificate_takes_the_banner_away(house):
+    ends = datetime.now(UTC) + timedelta(days=365)
+    certificate = house.simulator.authority.issue_provider_certificate(TOPIC, not_after=ends)
+    new = {"name": "new.p12", "mimeType": "application/x-pkcs12", "buffer": certificate.to_pkcs12("secret")}
+    wrong = {**new, "buffer": b"this is no certificate"}
+
+    def story(browser):
+        browser.log_in()
+        page = browser.page
+        page.get_by_text("expires in 9 days").first.wait_for()
+        page.get_by_role("link", name="Credentials", exact=True).last.click()
+        page.get_by_text("9 days left").wait_for()
+        page.get_by_label("certificate (.p12").set_input_files(wrong)
+        page.get_by_role("button", name="Check and take").click()
+        page.get_by_text("The old one stays in use").wait_for()
+        page.get_by_role("link", name="Back to the page").click()
+        page.get_by_label("certificate (.p12").set_input_files(new)
+        page.get_by_label("Password of the .p12").fill("secret")
+        page.get_by_role("button", name="Check and take").click()
+        page.get_by_text("In use and proved").wait_for()
+        page.get_by_text("364 days left").wait_for()
+        page.locator("#notices .notice").wait_for(state="detached")
+
+    await browse(house, story)
+    found = [(record.name, record.action) for record in await house.gateway.keys.log.read(0, 100)]
+    assert ("alice", "credential.replaced") in found
 
 
 async def test_times_are_the_readers_and_exact_on_hover(house):

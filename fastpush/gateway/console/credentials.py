@@ -66,6 +66,8 @@ async def uploaded(visit: Visit) -> Response:
     name = visit.request.path_params["app"]
     if name not in visit.gateway.apps:
         raise Problem(404, "no such app", "There is no app of this name.")
+    if visit.gateway.renewals is None:
+        raise Problem(409, "not possible", "This gateway takes credentials from its files only.")
     file = visit.form.get("file")
     if not isinstance(file, UploadFile) or not file.size:
         raise Problem(422, "file missing", "Choose the file of the new credential.", field="file")
@@ -77,4 +79,5 @@ async def uploaded(visit: Visit) -> Response:
         team_id=visit.given("team_id") or None,
         by=visit.principal,
     )
+    await visit.audit("credential.replaced", name)
     return visit.back("/credentials", told)

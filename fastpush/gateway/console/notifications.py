@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import uuid
+from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote, urlencode
 
 from starlette.responses import Response
 from starlette.routing import BaseRoute
@@ -12,6 +15,10 @@ from fastpush.gateway.console.pages import Console, Visit, page_route
 from fastpush.gateway.problems import Problem
 
 __all__ = ["routes"]
+
+PAGE = 50
+FIELDS = ("id", "app", "outcome", "reason", "device", "source", "after", "before")
+OUTCOMES = ("waiting", "accepted", "rejected", "expired", "failed", "unknown")
 
 
 def routes(console: Console) -> list[BaseRoute]:
@@ -23,12 +30,59 @@ def routes(console: Console) -> list[BaseRoute]:
 
 
 async def listed(visit: Visit) -> Response:
-    wanted = visit.asked("id")
-    if octets_of(wanted) is not None:
-        return visit.back(f"/notifications/{uuid.UUID(wanted)}")
-    if wanted.isdecimal():
-        return visit.back(f"/batches/{wanted}")
-    return visit.render("notifications.html", wanted=wanted)
+    """An id leads to its page at once; part of one, and everything else, is searched for."""
+    wanted = {name: visit.asked(name)[:256] for name in FIELDS}
+    if octets_of(wanted["id"]) is not None:
+        return visit.back(f"/notifications/{uuid.UUID(wanted['id'])}")
+    if wanted["id"].isdecimal() and len(wanted["id"]) > 15:
+        return visit.back(f"/batches/{wanted['id']}")
+    cursor, wrong = visit.asked("cursor"), ""
+    page: Any = None
+    try:
+        page = await visit.gateway.outbox.search(
+            app=wanted["app"] or None,
+            outcome=wanted["outcome"] or None,
+            reason=wanted["reason"] or None,
+            device_ends=checked_digits(wanted["device"], "device token") or None,
+            source=wanted["source"] or None,
+            apns_id_prefix=checked_digits(wanted["id"].replace("-", ""), "apns-id") or None,
+            after=instant(wanted["after"]),
+            before=instant(wanted["before"]),
+            cursor=cursor or None,
+            limit=PAGE,
+        )
+    except ValueError as error:
+        wrong = str(error)
+    query = urlencode({name: value for name, value in wanted.items() if value})
+    return visit.render(
+        "notifications.html",
+        422 if wrong else 200,
+        wanted=wanted,
+        wrong=wrong,
+        apps=list(visit.gateway.apps),
+        outcomes=OUTCOMES,
+        hits=() if page is None else page.rows,
+        newest=f"/notifications?{query}" if cursor else "",
+        next="" if page is None or not page.cursor else f"/notifications?{query}&cursor={quote(page.cursor)}",
+    )
+
+
+def checked_digits(text: str, what: str) -> str:
+    """Hex digits in lower case. Raises ValueError."""
+    if not re.fullmatch(r"[0-9a-fA-F]*", text):
+        raise ValueError(f"Of the {what} only hex digits are searched for.")
+    return text.lower()
+
+
+def instant(text: str) -> float | None:
+    """UNIX seconds of a time in UTC as a form gives it, such as 2026-11-23T20:15. Raises ValueError."""
+    if not text:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError("A time looks like 2026-11-23T20:15; it is in UTC.") from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 async def shown(visit: Visit) -> Response:
@@ -42,7 +96,12 @@ async def shown(visit: Visit) -> Response:
         alarm = await visit.gateway.alarms.get(record.entry.trace, limit=100)
     body = None if alarm is None else post_of(alarm, record.batch)
     return visit.render(
-        "notification.html", record=record, text=text_of(record.apns_id), alarm=alarm, body=body
+        "notification.html",
+        record=record,
+        text=text_of(record.apns_id),
+        alarm=alarm,
+        body=body,
+        may_be_sent_again=record.outcome in ("failed", "rejected", "expired", "unknown"),
     )
 
 

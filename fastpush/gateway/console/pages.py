@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -139,6 +140,8 @@ def page_route(console: Console, path: str, handler: Handler, *methods: str) -> 
         except Problem as problem:
             visit = Visit(console, request, session, principal, FormData(), notices)
             return visit.render("problem.html", problem.status, problem=problem)
+        finally:
+            await form.close()
 
     return Route(path, endpoint, methods=list(methods or ("GET",)), include_in_schema=False)
 
@@ -282,6 +285,11 @@ def _bytes(count: float) -> str:
     return f"{count / (1 << 30):.3g} GiB"
 
 
+def _apns_id(octets: bytes) -> str:
+    """An apns-id as Apple writes it."""
+    return str(uuid.UUID(bytes=octets))
+
+
 def _card(payload: bytes | None) -> Card | None:
     return card(payload) if payload else None
 
@@ -310,7 +318,7 @@ def templates() -> jinja2.Environment:
         )
         _environment.filters |= {
             "moment": _moment, "duration": _duration, "number": _number, "short": _short, "octets": _bytes,
-            "card": _card, "decoded": _decoded,
+            "card": _card, "decoded": _decoded, "apns_id": _apns_id,
         }  # fmt: skip
         _environment.globals["static"] = {
             name: f"/static/{name}?{digest}" for name, (_, digest) in _static().items()
