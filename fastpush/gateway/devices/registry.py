@@ -18,7 +18,7 @@ from fastpush.gateway.auth import Authenticator, Principal
 from fastpush.gateway.auth import schema as auth_schema
 from fastpush.gateway.auth.checks import checked_app
 from fastpush.gateway.devices import changes, schema
-from fastpush.gateway.devices.audiences import count_of, page_of
+from fastpush.gateway.devices.audiences import Audiences
 from fastpush.gateway.devices.values import (
     Device,
     DeviceEvent,
@@ -80,6 +80,7 @@ class Devices:
         self._names: dict[int, str] = {}
         self._naming = trio.Lock()
         self._judge = Judge()
+        self._audiences = Audiences()
         self._last_event = 0
         self._news = trio.Event()  # events were written
 
@@ -215,7 +216,7 @@ class Devices:
         number = self._apps.get(app)
         if number is None:
             return 0
-        return await self._storage.read(partial(count_of, app=number, audience=audience or ALL))
+        return await self._storage.read(partial(self._audiences.count, app=number, audience=audience or ALL))
 
     async def page(self, app: str, audience: Audience, after: str = "", limit: int = 1_000) -> Page:
         """The next living devices of an audience, in the order of device tokens.
@@ -227,7 +228,9 @@ class Devices:
         if number is None:
             return Page([], "", True)
         return await self._storage.read(
-            partial(page_of, app=number, audience=audience, after=bytes.fromhex(after), limit=limit)
+            partial(
+                self._audiences.page, app=number, audience=audience, after=bytes.fromhex(after), limit=limit
+            )
         )
 
     def apps(self) -> Sequence[str]:
