@@ -102,8 +102,16 @@ def test_the_story_is_told_by_itself_and_ctrl_c_leaves_nothing_behind(folder):
         demo.read_until(r"1,000 accepted by APNs, 0 lost, 0 doubled \(simulator's count\)")
         demo.read_until(r"CPU of the gateway \d+\.\d\d ms each")
         assert time.monotonic() - demo.begun < 15.0 * SLACK
+        # Its certificate has nine days left: the card on the phone, and in GET /v1/notices.
+        demo.read_until(r"has 9 days left")
+        demo.read_until(r"│ Push certificate com\.example\.opmanager expires in 9")
+        demo.read_until(r"GET /v1/notices: Push certificate com\.example\.opmanager expires in 9 days$")
         demo.read_until(r"fastpush serve --config")
         demo.read_until(r"Ctrl-C")
+        command = re.search(r"^  (cp .*\n .*)$", demo.text, re.MULTILINE)[1]
+        subprocess.run(["sh", "-c", command], check=True, timeout=20)
+        demo.read_until("│ Over: Push certificate")
+        demo.read_until(r"^  renewed, 0 pushes lost, warning withdrawn$")
         # It keeps running: the curl that it printed works as it stands, and its alarm is drawn.
         command = re.search(r"^curl .*\n(  -.*\n)+", demo.text, re.MULTILINE)[0]
         done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=20)

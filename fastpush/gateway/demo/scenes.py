@@ -11,7 +11,7 @@ import trio
 
 from fastpush.gateway.demo.phone import Shown
 from fastpush.gateway.demo.sender import Sender
-from fastpush.gateway.demo.stage import DemoFailed, Stage
+from fastpush.gateway.demo.stage import DAYS_LEFT, DemoFailed, Stage, notice_of
 from fastpush.simulator import Answer as Answered
 from fastpush.simulator import Delivery
 
@@ -113,6 +113,9 @@ async def the_promise(stage: Stage) -> None:
     complete = trio.Event()
 
     def count(delivery: Delivery) -> None:
+        if notice_of(delivery) is not None:
+            stage.ring(delivery)
+            return
         phone.take(delivery)
         arrived[orjson.loads(delivery.payload)["opm"]["id"]] += 1
         if len(arrived) >= MANY:
@@ -172,6 +175,21 @@ async def _post_many(stage: Stage) -> set[str]:
     return ids
 
 
+async def the_warning(stage: Stage) -> None:
+    """The certificate has nine days left: who is told, and the line that cures it without a restart."""
+    say = stage.say
+    shown = await stage.next_notice()
+    notices = await stage.watcher.get("/v1/notices")
+    title = notices.body["notices"][0]["title"]
+    say("")
+    say(f"The certificate of this demo has {DAYS_LEFT} days left; the watchdog has told the phone:")
+    draw(stage, shown)
+    say(f"  GET /v1/notices: {title}")
+    say("Renew it from another terminal; nothing needs a restart:")
+    say(f"  cp {stage.folder}/renewed.pem \\")
+    say(f"     {stage.folder}/push.pem")
+
+
 def closing(stage: Stage) -> None:
     """What to do next."""
     say = stage.say
@@ -185,12 +203,27 @@ def closing(stage: Stage) -> None:
 async def draw_all(stage: Stage) -> None:
     """Draw what else reaches the phone, such as alarms of the reader's own; until cancelled."""
     stage.forget_pushes()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_draw_notices, stage)
+        while True:
+            shown = await stage.next_push(within=math.inf)
+            stage.alarms += 1
+            stage.accepted += 1
+            stage.say("")
+            draw(stage, shown)
+
+
+async def _draw_notices(stage: Stage) -> None:
+    """Draw what the watchdog says, such as that the certificate was renewed."""
     while True:
-        shown = await stage.next_push(within=math.inf)
-        stage.alarms += 1
-        stage.accepted += 1
+        shown = await stage.next_notice(within=math.inf)
         stage.say("")
         draw(stage, shown)
+        if (notice_of(shown.delivery) or {}).get("state") != "withdrawn":
+            continue
+        notices = await stage.watcher.get("/v1/notices")
+        left = "warning withdrawn" if not notices.body["notices"] else "another warning stands"
+        stage.say(f"  renewed, {stage.lost} pushes lost, {left}")
 
 
-SCENES: Sequence[Callable[[Stage], Awaitable[None]]] = (one_alarm, the_promise)
+SCENES: Sequence[Callable[[Stage], Awaitable[None]]] = (one_alarm, the_promise, the_warning)

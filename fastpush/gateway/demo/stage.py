@@ -10,12 +10,15 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
+import orjson
 import trio
 
 from fastpush.gateway.auth import open_authenticator
@@ -23,14 +26,17 @@ from fastpush.gateway.demo.phone import Phone, Shown
 from fastpush.gateway.demo.sender import Sender
 from fastpush.gateway.devices import Registration, open_devices
 from fastpush.gateway.storage import open_storage
+from fastpush.proof import NOBODY
+from fastpush.simulator import Answer as Answered
 from fastpush.simulator import Delivery, Simulator, open_simulator
 
-__all__ = ["APP", "DemoFailed", "Stage", "open_stage"]
+__all__ = ["APP", "DAYS_LEFT", "DemoFailed", "Stage", "notice_of", "open_stage"]
 
 APP = "opmanager"
 TOPIC = "com.example.opmanager"
 DEVICE_TOKEN = "d0" * 32
-KEY_ID = "SIMULATOR1"
+DAYS_LEFT = 9
+"""Of the certificate, so that the watchdog has something to say."""
 START_WITHIN, END_WITHIN = 20.0, 30.0  # seconds
 
 CONFIGURATION = """\
@@ -53,9 +59,7 @@ port = {port}
 ca_file = "simulator-ca.pem"
 
 [apps.{app}.credential]
-key_file = "AuthKey_{key_id}.p8"
-key_id = "{key_id}"
-team_id = "{team_id}"
+certificate_file = "push.pem"
 
 # Nobody wants to watch the 15 s that are usual.
 [dispatch]
@@ -101,6 +105,7 @@ class Stage:
     doubled: int = 0
     _came: trio.Event = field(default_factory=trio.Event)
     _shown: list[Shown] = field(default_factory=list)
+    _notices: list[Shown] = field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -108,8 +113,9 @@ class Stage:
         return f"http://127.0.0.1:{self.ingest_port}/v1/opmanager"
 
     def ring(self, delivery: Delivery) -> None:
-        """A push has reached the phone."""
-        self._shown.append(self.phone.take(delivery))
+        """A push has reached the phone: an alarm, or what the watchdog has to say."""
+        shown = self.phone.take(delivery)
+        (self._shown if notice_of(delivery) is None else self._notices).append(shown)
         self._came.set()
         self._came = trio.Event()
 
@@ -120,6 +126,14 @@ class Stage:
                 await self._came.wait()
             return self._shown.pop(0)
         raise DemoFailed(f"no push reached the phone within {within:g} s")
+
+    async def next_notice(self, within: float = 20.0) -> Shown:
+        """Wait for a push of the watchdog that no scene has taken yet. Raises DemoFailed."""
+        with trio.move_on_after(within):
+            while not self._notices:
+                await self._came.wait()
+            return self._notices.pop(0)
+        raise DemoFailed(f"the watchdog told the phone nothing within {within:g} s")
 
     def forget_pushes(self) -> None:
         """What came and was not waited for is shown already."""
@@ -150,13 +164,16 @@ async def open_stage(say: Callable[[str], None]) -> AsyncGenerator[Stage, None]:
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(_folder())
         simulator = await stack.enter_async_context(open_simulator(topics=[TOPIC], seed=1))
-        issued = simulator.issue_signing_key(key_id=KEY_ID)
-        _write(folder / f"AuthKey_{KEY_ID}.p8", issued.p8)
+        early: list[Delivery] = []  # the watchdog's warning comes while the gateway starts
+        simulator.on_delivery(DEVICE_TOKEN, early.append)
+        simulator.faults.add(_what_time_it_is())
+        _write(folder / "push.pem", _certificate(simulator, DAYS_LEFT))
+        _write(folder / "renewed.pem", _certificate(simulator, 396))
         _write(folder / "simulator-ca.pem", simulator.ca_pem)
         sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=2048)) for _ in "ia"]
         text = CONFIGURATION.format(
             ingest=sockets[0].fileno(), admin=sockets[1].fileno(), app=APP, topic=TOPIC, host=simulator.host,
-            port=simulator.port, key_id=KEY_ID, team_id=simulator.team_id,
+            port=simulator.port,
         )  # fmt: skip
         _write(folder / "fastpush.toml", text.encode())
         key, console_key = await _prepare(folder / "gateway.db")
@@ -180,7 +197,30 @@ async def open_stage(say: Callable[[str], None]) -> AsyncGenerator[Stage, None]:
             watcher=watcher,
         )
         simulator.on_delivery(DEVICE_TOKEN, stage.ring)
+        for delivery in early:
+            stage.ring(delivery)
         yield stage
+
+
+def notice_of(delivery: Delivery) -> dict[str, Any] | None:
+    """What a push of the watchdog says for the app; None of an alarm's."""
+    found: dict[str, Any] | None = orjson.loads(delivery.payload).get("notice")
+    return found
+
+
+def _certificate(simulator: Simulator, days: float) -> bytes:
+    """A provider certificate with so many days left, and its key."""
+    ends = time.time() + days * 86_400 + 3_600
+    issued = simulator.issue_provider_certificate(TOPIC, valid_until=ends)
+    return issued.certificate_pem + issued.key_pem
+
+
+def _what_time_it_is() -> Answered:
+    """The watchdog asks APNs for the time before it warns; the simulator has a date for it, once."""
+    date = formatdate(usegmt=True).encode()
+    return Answered(
+        status=400, reason="BadDeviceToken", device_token=NOBODY, times=1, fields=((b"date", date),)
+    )
 
 
 @contextmanager
