@@ -81,7 +81,9 @@ def say(text: str) -> None:
 
 def summary(stage: Stage) -> str:
     """One line on all of it."""
+    waiting = stage.alarms - stage.accepted - stage.lost
     return (
-        f"{stage.alarms:,} alarms accepted, {stage.accepted:,} delivered, {stage.lost} lost, "
-        f"{stage.doubled} doubled (simulator's count)"
+        f"{stage.alarms:,} alarms accepted, {stage.accepted:,} delivered, "
+        + (f"{waiting:,} waiting, " if waiting else "")
+        + f"{stage.lost} lost, {stage.doubled} doubled (simulator's count)"
     )

@@ -126,11 +126,12 @@ async def the_promise(stage: Stage) -> None:
     outage = Answered(status=503, reason="ServiceUnavailable")
     stage.simulator.faults.add(outage)
     stage.simulator.on_delivery(phone.device_token, count)
+    ids: set[str] = set()
+    accepted = lost = doubled = 0
+    cpu, started = stage.cpu_seconds(), trio.current_time()
     try:
-        cpu, started = stage.cpu_seconds(), trio.current_time()
-        ids = await _post_many(stage)
+        await _post_many(stage, ids)
         posted = trio.current_time() - started
-        stage.alarms += len(ids)
         say(f"  {posted:4.1f} s  {len(ids):,} accepted, all on disk; waiting {len(ids) - len(arrived):,}")
         await trio.sleep_until(started + OUTAGE)
         stage.simulator.faults.remove(outage)
@@ -138,15 +139,16 @@ async def the_promise(stage: Stage) -> None:
         with trio.move_on_after(DELIVERED_WITHIN):
             await complete.wait()
             await trio.sleep(0.2)  # for a second copy, if there were one
+        lost = len(ids) - sum(arrived[name] > 0 for name in ids)
     finally:
         stage.simulator.faults.clear()
         stage.simulator.on_delivery(phone.device_token, stage.ring)
-    accepted = sum(arrived[name] > 0 for name in ids)
-    lost = len(ids) - accepted
-    doubled = sum(count - 1 for count in arrived.values())
-    stage.accepted += accepted
-    stage.lost += lost
-    stage.doubled += doubled
+        accepted = sum(arrived[name] > 0 for name in ids)
+        doubled = sum(count - 1 for count in arrived.values())
+        stage.alarms += len(ids)
+        stage.accepted += accepted
+        stage.lost += lost
+        stage.doubled += doubled
     after = f"{trio.current_time() - started:4.1f} s"
     say(f"  {after}  {accepted:,} accepted by APNs, {lost} lost, {doubled} doubled (simulator's count)")
     used = stage.cpu_seconds()
@@ -155,10 +157,9 @@ async def the_promise(stage: Stage) -> None:
         say(f"          CPU of the gateway {each:.2f} ms each, from webhook to recorded outcome")
 
 
-async def _post_many(stage: Stage) -> set[str]:
-    """Post alarms of as many devices, and return the ids of those that were accepted."""
+async def _post_many(stage: Stage, ids: set[str]) -> None:
+    """Post alarms of as many devices, and note the ids of those that were accepted."""
     numbers = iter(range(MANY))
-    ids: set[str] = set()
 
     async def post() -> None:
         async with Sender(stage.ingest_port, stage.key) as sender:
@@ -172,7 +173,6 @@ async def _post_many(stage: Stage) -> set[str]:
     async with trio.open_nursery() as nursery:
         for _ in range(CONNECTIONS):
             nursery.start_soon(post)
-    return ids
 
 
 async def the_warning(stage: Stage) -> None:
