@@ -20,6 +20,7 @@ NAMES = {
     "encode": "from an alarm to its JSON, beside orjson, msgspec and json",
     "ingest": "the gateway over HTTP: CPU and rate of a notification accepted, and brought to its outcome",
     "outbox": "the gateway's outbox: rows and commits a second, with the trio thread busy too",
+    "console": "the console's pages and search, with a million outcomes stored",
     "send": "CPU, rate and memory of a push, beside h2load and the peers, on haproxy",
     "sign": "the provider token: out of the cache, and signed anew",
     "latency": "from the intended send time, by load, round trip and body; use of the windows",
