@@ -360,7 +360,7 @@ async def test_a_slow_reader_leaves_the_others_their_turn_each_millisecond():
 
 
 async def test_a_share_of_the_streams_is_left_to_others(clock):
-    """Also where nothing is answered: what comes by another way goes out at once. Connections grow as ever."""
+    """Also where nothing is answered: what comes by another way goes out at once, and connections grow."""
     slow = [Delay(seconds=5, device_token=device_token(number)) for number in range(1, 5_001)]
     async with open_pair(faults=slow, probing=False) as (_, client):
         async with client.send_many(pushes(5_000), reserve=0.1) as responses:

@@ -46,6 +46,7 @@ from fastpush.gateway.renewal import kept_credentials
 from fastpush.gateway.routes import Routes
 from fastpush.gateway.storage import Storage, StorageUnusable, open_storage
 from fastpush.gateway.supervisor import Inherited
+from fastpush.gateway.tracing import TracingUnusable, open_tracing
 from fastpush.gateway.vitals import Reading, Vitals, read
 from fastpush.gateway.watchdog.timekeeping import Timekeeper
 from fastpush.gateway.watchdog.watch import open_watchdog, state_directory_of
@@ -211,6 +212,8 @@ class Service:
                 async with open_storage(config.storage.path, config.storage.limits()) as storage:
                     with self._listening() as doors:
                         await self._serve(storage, doors, task_status)
+            except TracingUnusable as error:
+                raise StartFailed(str(error)) from error
             except StorageUnusable as error:
                 raise StartFailed(f"storage.path: {error}") from error
 
@@ -236,7 +239,7 @@ class Service:
             clock=clock,
         )
         counters = Counters()
-        async with trio.open_nursery() as background:
+        async with open_tracing(config.tracing) as tracer, trio.open_nursery() as background:
             for service in (outbox, keys, devices, alarms):
                 await background.start(service.run)
             if config.devices.webhook is not None:
@@ -255,6 +258,8 @@ class Service:
                 clock=clock,
                 counters=counters,
             )
+            if tracer is not None:
+                dispatcher.on_outcomes(tracer.heard)
             await background.start(dispatcher.run)
             vitals = Vitals(storage, partial(_reading, counters, storage, outbox, apps, clock), clock)
             await vitals.open()
