@@ -32,10 +32,11 @@ async def main() -> None:
 
 async def gateway(job: dict[str, Any], nursery: trio.Nursery) -> tuple[str, str, Any]:
     """The whole gateway. Without a simulator it is paused: what it accepts stays where it is."""
-    from fastpush.gateway.apps import AppSettings, CredentialSettings
     from fastpush.gateway.config.sections import (
         AdminSettings,
+        AppSettings,
         Config,
+        CredentialSettings,
         IngestSettings,
         StorageSettings,
         TLSSettings,
@@ -43,15 +44,21 @@ async def gateway(job: dict[str, Any], nursery: trio.Nursery) -> tuple[str, str,
     from fastpush.gateway.serve import Service
 
     simulator = job.get("simulator") or {"host": "127.0.0.1", "port": 9, "ca_file": None}
+    if simulator["ca_file"] is not None:
+        simulator["ca_file"] = Path(simulator["ca_file"])
     app = AppSettings(
         name=APP,
         topic=data.TOPIC,
-        credential=CredentialSettings(key_file=job["key_file"], key_id=data.KEY_ID, team_id=data.TEAM_ID),
+        credential=CredentialSettings(
+            key_file=Path(job["key_file"]), key_id=data.KEY_ID, team_id=data.TEAM_ID
+        ),
         max_waiting=10_000_000,
         **simulator,
     )
     tls = (
-        TLSSettings(certificate_file=job["certificate"], key_file=job["certificate"]) if job["tls"] else None
+        TLSSettings(certificate_file=Path(job["certificate"]), key_file=Path(job["certificate"]))
+        if job["tls"]
+        else None
     )
     config = Config(
         apps={APP: app},

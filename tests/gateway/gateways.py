@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from fastpush.gateway.api import Gateway
 from fastpush.gateway.app import body_rule, ingest_app
 from fastpush.gateway.apps import AppSettings, CredentialSettings
+from fastpush.gateway.config import sections
 from fastpush.gateway.config.sections import AdminSettings, Config, IngestSettings, StorageSettings
 from fastpush.gateway.counters import Counters
 from fastpush.gateway.http import open_listener, serve
@@ -151,10 +152,10 @@ def running_gateway(folder, *, app="opm"):
     )
     (folder / "key.p8").write_bytes(pem)
     (folder / "key.p8").chmod(0o600)
-    credential = CredentialSettings(
-        key_file=str(folder / "key.p8"), key_id="ABC123DEFG", team_id="DEF123GHIJ"
+    credential = sections.CredentialSettings(
+        key_file=folder / "key.p8", key_id="ABC123DEFG", team_id="DEF123GHIJ"
     )
-    settings = AppSettings(
+    settings = sections.AppSettings(
         name=app, topic="com.example.opm", credential=credential, host="127.0.0.1", port=9
     )  # fmt: skip
     config = Config(
