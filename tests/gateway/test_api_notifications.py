@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 import uuid
 
@@ -10,10 +11,13 @@ import pytest
 import trio
 
 import fastpush
+from fastpush.gateway.api import Gateway
 from fastpush.gateway.app import ingest_app
+from fastpush.gateway.counters import Counters
 from fastpush.gateway.outbox import End
 from fastpush.gateway.outbox.sqlite import OutboxLimits
 from tests.gateway.asgi import ask
+from tests.gateway.dispatch_house import open_all
 from tests.gateway.gateways import TOKENS, Keys, Known, app_named, open_gateway, waiting
 
 JSON = {"Content-Type": "application/json"}
@@ -232,6 +236,48 @@ async def test_hostile_json_is_refused_at_once(tmp_path, body):
         assert gateway.outbox.waiting() == {}
 
 
+def mutated(chance, octets):
+    """Valid JSON with some of it lost, doubled, or turned into something else."""
+    found = bytearray(octets)
+    for _ in range(chance.randint(1, 4)):
+        start = chance.randrange(len(found) + 1)
+        end = min(len(found), start + chance.choice((1, 1, 2, 8, 40)))
+        found[start:end] = chance.choice(
+            (b"", found[start:end] * 2, b"null", b"[", b"{", b'"', b"\\u", b"-", b"1e999", b"\xff", b"\x00",
+             b",", chance.randbytes(3))
+        )  # fmt: skip
+    return bytes(found)
+
+
+@pytest.mark.slow
+async def test_ten_thousand_broken_bodies(tmp_path, seed):
+    """S6: each gets an answer that is no 5xx, and nobody's memory grows."""
+    whole = json.dumps(
+        {
+            "device_tokens": TOKENS[:2],
+            "alert": {"title": "t", "loc_args": ["a", "b"], "summary_arg_count": 1},
+            "badge": 3, "sound": {"name": "x", "critical": True, "volume": 0.5}, "relevance_score": 0.25,
+            "data": {"a": [1, {"b": None}], "c": 1.5e3}, "expiration": 1_900_000_000, "collapse_id": "c",
+            "delivery": "once",
+        }
+    ).encode()  # fmt: skip
+    ready = b'[{"device_token":"aa11","payload":{"aps":{"alert":"a"},"x":[1,2,{"y":"\\u00fc"}]}}]'
+    async with open_gateway(tmp_path) as gateway:
+        app, statuses, before = ingest_app(gateway), set(), None
+        for number in range(10_000):
+            if number == 1_000:
+                before = resident()
+            statuses.add((await post(app, mutated(seed, seed.choice((whole, ready))))).status)
+        assert statuses <= {202, 400, 404, 413, 422}
+        assert {202, 400, 422} <= statuses
+        assert resident() - before < 24 << 20  # what was accepted waits in memory
+
+
+def resident():
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
 def test_fifteen_brackets_in_a_text_are_no_depth():
     from fastpush.gateway.api.notifications.body import depth
 
@@ -401,6 +447,28 @@ async def test_without_a_preference_nobody_waits(tmp_path):
         answer = await post(ingest_app(gateway), ONE, prefer="return=minimal")
         assert "preference-applied" not in answer.headers
         assert gateway.dispatcher.asked == []
+
+
+async def test_the_outcomes_are_those_of_apns(tmp_path):
+    """Through dispatcher, client and TLS to the simulated APNs and back, within the wait."""
+    async with open_all(tmp_path / "gateway.db") as (apns, house):
+        apns.mark_unregistered(TOKENS[1], time.time())
+        gateway = Gateway(
+            storage=house.storage, outbox=house.outbox, devices=house.devices, keys=Keys(), alarms=None,
+            apps=house.apps, notices=None, config=None, clock=time.time, counters=Counters(),
+            dispatcher=house.dispatcher,
+        )  # fmt: skip
+        app = ingest_app(gateway)
+        answer = await post(app, {"device_tokens": TOKENS[:2], "alert": "a"}, prefer="wait=10")
+        assert (answer.status, answer.headers["preference-applied"]) == (200, "wait=10")
+        assert [(one["outcome"], one["status"], one["reason"]) for one in answer.json["outcomes"]] == [
+            ("accepted", 200, None),
+            ("rejected", 410, "Unregistered"),
+        ]
+        for one in answer.json["outcomes"]:
+            status = (await ask(app, "GET", f"/v1/notifications/{one['apns_id']}")).json
+            assert status["outcome"] == one["outcome"]
+            assert [attempt["outcome"] for attempt in status["attempts"]] == [one["outcome"]]
 
 
 # What became of it.

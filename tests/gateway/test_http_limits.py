@@ -150,7 +150,7 @@ async def test_100_continue_comes_before_the_body_and_not_before_a_413():
         assert status(await served.exchange(post(b"Content-Length: 5000", b"Expect: 100-continue"))) == 413
 
 
-async def test_connections_of_an_address_and_in_all():
+async def test_connections_of_an_address_and_in_all(caplog):
     async with serving(limits=Limits(connections_per_address=3)) as served, AsyncExitStack() as stack:
         for _ in range(3):
             await stack.enter_async_context(await served.connect())
@@ -158,6 +158,9 @@ async def test_connections_of_an_address_and_in_all():
         answer = await served.exchange(b"")
         assert status(answer) == 503
         assert served.refused["connections"] == 1
+        assert status(await served.exchange(b"")) == 503
+        [told] = [record.message for record in caplog.records if "refused" in record.message]
+        assert told == "connections are refused: 3 are open, 3 of them from 127.0.0.1"
     proxies = TrustedProxies(["127.0.0.0/8"])
     limits = Limits(connections=4, connections_per_address=3)
     async with serving(limits=limits, trusted_proxies=proxies) as served, AsyncExitStack() as stack:

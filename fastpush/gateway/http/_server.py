@@ -28,6 +28,7 @@ from ._listeners import Listener
 from ._proxies import TrustedProxies
 
 LAST_CALL = 0.25  # seconds that an idle connection has at the end; a request may be on its way
+TELL_EVERY = 60.0  # seconds between two lines of the log on refused connections
 NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 SHUTDOWN_OF_APPLICATION = 10.0
 RETURNED = trio.ClosedResourceError, trio.BrokenResourceError  # from an application that has no lifespan
@@ -77,6 +78,7 @@ class _Reception:
         self.open: set[Connection] = set()
         self.count = 0
         self.by_address: Counter[str] = Counter()
+        self._tell_again_at = 0.0
 
     async def take_from(self, listener: Listener) -> None:
         listening = trio.socket.from_stdlib_socket(listener.socket)
@@ -109,6 +111,7 @@ class _Reception:
             who is not None and self.by_address[who] >= limits.connections_per_address
         ):
             statistics.refused["connections"] += 1
+            self._tell_refused(who)
             _turn_away(sock, plain=listener.tls is None)
             return
         statistics.accepted += 1
@@ -117,6 +120,14 @@ class _Reception:
         if who is not None:
             self.by_address[who] += 1
         self.nursery.start_soon(self._serve, sock, listener, who)
+
+    def _tell_refused(self, who: str | None) -> None:
+        """Once a minute: a sender whose connections are refused may have sent what it sends once."""
+        now = trio.current_time()
+        if now >= self._tell_again_at:
+            self._tell_again_at = now + TELL_EVERY
+            mine = "" if who is None else f", {self.by_address[who]} of them from {who}"
+            logger.warning("connections are refused: %d are open%s", self.count, mine)
 
     def _who(self, sock: trio.socket.SocketType) -> str | None:
         """The address that is counted; None is not counted, as a proxy has many clients."""
