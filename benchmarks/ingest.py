@@ -255,7 +255,10 @@ def load(case: Case, count: int, body: Path, there: dict[str, str]) -> float:
     seconds = re.search(r"finished in ([\d.]+)(ms|s|us)", done.stdout)
     good = count if case.server == "gateway" else 0
     if answered is None or seconds is None or int(answered[1]) != count or int(answered[4]) < good:
-        raise measure.NoFigure(f"not all of {count:,} were accepted: {done.stdout[-300:]}")
+        codes = re.search(r"status codes: .*", done.stdout)
+        raise measure.NoFigure(
+            f"not all of {count:,} were accepted; {codes[0] if codes else done.stderr[-200:]}"
+        )
     return float(seconds[1]) * {"s": 1.0, "ms": 1e-3, "us": 1e-6}[seconds[2]]
 
 
