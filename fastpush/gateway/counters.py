@@ -59,6 +59,7 @@ class Counters:
       notifications: what was accepted, by app; a fan-out counts once.
       outcomes: ends by app, outcome and reason ("" for none).
       retries: attempts that are to be repeated, by app and reason.
+      accepted_at: when APNs last accepted one, by app; UNIX seconds.
       apns_seconds: from a push's first HEADERS to its answer, by app.
     """
 
@@ -68,4 +69,5 @@ class Counters:
         self.notifications: defaultdict[str, int] = defaultdict(int)
         self.outcomes: defaultdict[tuple[str, str, str], int] = defaultdict(int)
         self.retries: defaultdict[tuple[str, str], int] = defaultdict(int)
+        self.accepted_at: dict[str, float] = {}
         self.apns_seconds: defaultdict[str, Histogram] = defaultdict(Histogram)

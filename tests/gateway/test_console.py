@@ -378,6 +378,24 @@ async def test_notifications_are_found_and_dead_letters_sent_again(house):
     assert sum(one.fate == "accepted" for one in house.simulator.ledger.seen) == 1 + 3
 
 
+async def test_the_doctors_findings_are_a_page(house):
+    client = await house.browser()
+    page = (await client.get("/credentials")).text
+    answer = await client.post("/credentials/opm/doctor", data={"csrf": csrf_of(page)}, timeout=20)
+    assert answer.status_code == 200
+    assert "APNs takes the credential and the topic" in answer.text
+    (house.folder / "provider.p12").unlink()
+    answer = await client.post("/credentials/opm/doctor", data={"csrf": csrf_of(page)}, timeout=20)
+    assert "✗ failed" in answer.text
+
+
+async def test_credentials_say_when_they_last_worked(house):
+    await house.critical()
+    await house.settled()
+    client = await house.browser()
+    assert "3 accepted since the start, last" in (await client.get("/credentials")).text
+
+
 # Charts and cards.
 
 

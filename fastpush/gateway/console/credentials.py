@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import math
+from contextlib import aclosing
 from typing import Any
 
+import trio
 from starlette.datastructures import UploadFile
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from fastpush.gateway.console.pages import Console, Visit, page_route
+from fastpush.gateway.doctor import Check, examine, targets_of
 from fastpush.gateway.problems import Problem
 
 __all__ = ["days_left", "routes"]
+
+DOCTOR_WITHIN = 12.0  # seconds
 
 
 def routes(console: Console) -> list[BaseRoute]:
     return [
         page_route(console, "/credentials", listed),
         page_route(console, "/credentials/{app}", uploaded, "POST"),
+        page_route(console, "/credentials/{app}/doctor", examined, "POST"),
     ]
 
 
@@ -58,7 +64,24 @@ async def listed(visit: Visit) -> Response:
         rows=rows,
         missing=[app for app in visit.gateway.apps.values() if app.credential("main") is None],
         can_upload=visit.gateway.renewals is not None,
+        accepted_at=visit.gateway.counters.accepted_at,
     )
+
+
+async def examined(visit: Visit) -> Response:
+    """What `fastpush doctor` finds of one app, as far as it comes within the time of a page."""
+    name = visit.request.path_params["app"]
+    if name not in visit.gateway.apps:
+        raise Problem(404, "no such app", "There is no app of this name.")
+    checks: list[Check] = []
+    with trio.move_on_after(DOCTOR_WITHIN) as scope:
+        for target in targets_of(visit.gateway.config):
+            if target.about.partition(" ")[0] == name:
+                async with aclosing(examine(target, clock=visit.gateway.clock)) as found:
+                    async for check in found:
+                        checks.append(check)
+    await visit.audit("doctor.run", name)
+    return visit.render("doctor.html", name=name, checks=checks, cut=scope.cancelled_caught)
 
 
 async def uploaded(visit: Visit) -> Response:

@@ -327,6 +327,7 @@ class Dispatch:
                 outcomes[name, end.outcome, known_reason(end.reason)] += 1
         if accepted:
             outcomes[name, "accepted", ""] += accepted
+            self._counters.accepted_at[name] = self.dispatcher.clock()
         for retry in retries:
             self._counters.retries[name, known_reason(retry.reason)] += 1
 

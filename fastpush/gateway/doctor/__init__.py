@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from pathlib import Path
 
 import msgspec
@@ -18,7 +18,7 @@ from fastpush.gateway.doctor.values import Check, Target
 __all__ = ["Check", "Target", "examine", "examine_config", "targets_of"]
 
 
-async def examine(target: Target, *, clock: Callable[[], float] = time.time) -> AsyncIterator[Check]:
+async def examine(target: Target, *, clock: Callable[[], float] = time.time) -> AsyncGenerator[Check, None]:
     """Check one credential from its files to APNs' answer, in this order, each line as soon as it is known.
 
     Args:
