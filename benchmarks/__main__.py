@@ -19,6 +19,7 @@ NAMES = {
     "instructions": "machine instructions of the parts, counted by callgrind; steady on a busy machine",
     "encode": "from an alarm to its JSON, beside orjson, msgspec and json",
     "ingest": "the gateway over HTTP: CPU and rate of a notification accepted, and brought to its outcome",
+    "gateway": "from acceptance to the recorded outcome, by part; a fan-out beside send_many; memory",
     "outbox": "the gateway's outbox: rows and commits a second, with the trio thread busy too",
     "console": "the console's pages and search, with a million outcomes stored",
     "send": "CPU, rate and memory of a push, beside h2load and the peers, on haproxy",

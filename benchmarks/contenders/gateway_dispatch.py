@@ -81,7 +81,7 @@ async def open_house(job: Job) -> AsyncGenerator[tuple[House, trio.Nursery], Non
     key = fastpush.SigningKey.from_file(Path(job.key_file), key_id=data.KEY_ID, team_id=data.TEAM_ID)
     settings = AppSettings(
         name=APP, topic=data.TOPIC, credential=CredentialSettings(), host=job.host, port=job.port,
-        ca_file=job.ca_file, max_connections=job.connections,
+        ca_file=Path(job.ca_file), max_connections=job.connections,
     )  # fmt: skip
     with tempfile.TemporaryDirectory(dir=os.environ.get("FASTPUSH_BENCHMARK_DIRECTORY")) as folder:
         async with (

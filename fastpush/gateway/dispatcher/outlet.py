@@ -120,8 +120,8 @@ class Outlet:
         """Seconds until another look at a queue is worth it; 0.0: its first may go out now."""
         if self.line.stopped is not None:
             now = trio.current_time()
-            if self.line.client is None or self._owner.held:
-                return math.inf
+            if not self.line.refused or self.line.client is None or self._owner.held:
+                return math.inf  # where nothing is refused, the client finds out by itself
             if now < self._probe_at:
                 return self._probe_at - now
             self._probe_at = now + PROBE_EVERY

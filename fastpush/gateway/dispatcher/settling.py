@@ -16,7 +16,7 @@ __all__ = ["Outcomes", "Settler"]
 
 logger = logging.getLogger("fastpush.gateway.dispatcher")
 
-GATHER_FOR = 0.05  # seconds at most from an outcome to the call that writes it, while the disk keeps up
+GATHER_FOR = 0.02  # seconds at most from an outcome to the call that writes it, while the disk keeps up
 ENOUGH = 1_000  # outcomes for which nothing more is gathered
 REPEAT_AFTER = 0.25  # seconds, where the disk failed
 

@@ -96,12 +96,13 @@ class Slots:
 
     def free(self, flow: Flow) -> int:
         """How many slots this flow could have now."""
-        share = flow.share
-        keep = 0.0 if flow.high else HIGH_SHARE
-        guaranteed = max(1, int(GUARANTEED_SHARE * self.total) // len(self._shares))
+        share, keep = flow.share, 0.0 if flow.high else HIGH_SHARE
+        certain = max(1, int(GUARANTEED_SHARE * self.total) // len(self._shares))
+        common = self.total - certain * len(self._shares)
+        taken = sum([each.held - certain for each in self._shares if each.held > certain])
         own = share.most - int(keep * share.most) - share.held
-        common = int((1.0 - GUARANTEED_SHARE) * self.total) - int(keep * self.total) - self.held
-        return max(0, min(own, max(common, guaranteed - share.held)))
+        left = max(0, certain - share.held) + max(0, common - int(keep * self.total) - taken)
+        return max(0, min(own, left))
 
     def _wait(self, flow: Flow) -> None:
         (self._high if flow.high else self._normal).append(flow)
