@@ -225,11 +225,11 @@ def test_a_failed_flush_is_answered_with_unknown_and_nothing_acknowledged_is_los
 @needs_strace
 @pytest.mark.parametrize(
     ("call", "when"),
-    [("fdatasync", when) for when in (21, 30, 44, 60)]
+    [("fdatasync", when) for when in (14, 21, 28, 35)]
     + [("pwrite64", when) for when in (75, 110, 160, 200)]
     + [
         pytest.param(call, when, marks=[pytest.mark.slow, pytest.mark.night])
-        for call, first, last in [("fdatasync", 1, 60), ("pwrite64", 1, 240)]
+        for call, first, last in [("fdatasync", 1, 40), ("pwrite64", 1, 200)]
         for when in range(first, last + 1, 1 if call == "fdatasync" else 4)
     ],
 )

@@ -5,7 +5,7 @@ database when two connections write or checkpoint at the same instant). Everythi
 together, with one flush of the log, and only then are the waiters woken, all in one turn of trio's loop.
 
 Python's lock decides how fast that is. The sqlite3 module lets go of it around every call into SQLite and
-has to get it back from a thread that is busy with Python, at the price of `SWITCH_INTERVAL` or more.
+has to get it back from a thread that is busy with Python, at the price of some 20 us or more (turns.py).
 Therefore the hot path is one call for a whole commit. Rows of all kinds go into one view, the *funnel*,
 whose triggers put each where it belongs: a single INSERT with many rows is statement, transaction and flush
 in one. Rarer changes are functions that get the connection, each in a savepoint of its own.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from fastpush.gateway.storage.values import Value
 
-__all__ = ["FUNNEL_COLUMNS", "VIEW", "pour", "trigger_of"]
+__all__ = ["FUNNEL_COLUMNS", "LARGEST_STATEMENT", "VIEW", "flattened", "pour", "trigger_of"]
 
 FUNNEL_COLUMNS = "abcdefghijkl"
 LARGEST_STATEMENT = 512  # rows of the funnel; 13 parameters each, of SQLite's 32,766
@@ -38,7 +38,14 @@ _NO_ROW: tuple[Value, ...] = (0, *(None,) * len(FUNNEL_COLUMNS))
 
 def pour(connection: sqlite3.Connection, rows: Sequence[Sequence[Value]]) -> None:
     """Insert the rows in as few statements as may be."""
+    for statement, values in flattened(rows):
+        connection.execute(statement, values)
+
+
+def flattened(rows: Sequence[Sequence[Value]]) -> list[tuple[str, list[Value]]]:
+    """The statements that insert the rows, and the values of each."""
     width = len(_NO_ROW)
+    statements = []
     for first in range(0, len(rows), LARGEST_STATEMENT):
         part = rows[first : first + LARGEST_STATEMENT]
         size = 1 << (len(part) - 1).bit_length()
@@ -48,4 +55,5 @@ def pour(connection: sqlite3.Connection, rows: Sequence[Sequence[Value]]) -> Non
             if len(row) < width:
                 values += _NO_ROW[len(row) :]
         values += _NO_ROW * (size - len(part))
-        connection.execute(_STATEMENTS[size], values)
+        statements.append((_STATEMENTS[size], values))
+    return statements

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import queue
 import sqlite3
-import sys
 import threading
 import time
 from collections import deque
@@ -28,16 +27,6 @@ __all__ = ["Storage", "open_storage"]
 T = TypeVar("T")
 
 CLOSE_WITHIN = 10.0  # seconds; a disk that hangs does not keep the process
-SWITCH_INTERVAL = 20e-6
-"""Seconds after which a thread asks for Python's lock, Python's own being 5 ms, while a storage is open.
-
-A thread that waits for the lock asks for it only when this time has passed without anybody letting go of it;
-each time that somebody does, it begins to wait anew (CPython, `take_gil` in Python/ceval_gil.h). A busy trio
-thread lets go at every system call, more often than each 5 ms, and takes the lock back before the other
-thread has woken: the writing thread then waits for seconds, however short the commit. With a system call each
-100 us and turns of 1 ms, the median of an acceptance fell from more than a second to 4 ms, and one of 64 at
-once from 830 to 9 ms; a thread that nobody competes with pays nothing (`python -m benchmarks outbox`).
-"""
 
 
 @asynccontextmanager
@@ -79,7 +68,6 @@ class Storage:
         self._readers: list[tuple[int, sqlite3.Connection]] = []
         self._reading = trio.CapacityLimiter(4)
         self._closed = False
-        self._switch_interval = 0.005
         self._scope: trio.CancelScope | None = None
         self._thread: threading.Thread | None = None
 
@@ -261,8 +249,6 @@ class Storage:
             with suppress(trio.RunFinishedError):
                 token.run_sync_soon(self._finished, jobs)
 
-        self._switch_interval = sys.getswitchinterval()
-        sys.setswitchinterval(min(SWITCH_INTERVAL, self._switch_interval))
         self._scope = scope
         self._thread = threading.Thread(
             target=self._writer.write_all, args=(self._queue, tell), name="fastpush storage", daemon=True
@@ -279,7 +265,6 @@ class Storage:
         for _, connection in self._readers:
             connection.close()
         self._readers.clear()
-        sys.setswitchinterval(self._switch_interval)
         await trio.to_thread.run_sync(self._file.close, abandon_on_cancel=True)
 
 
