@@ -1,5 +1,6 @@
 """From what was accepted to APNs' answer and its record: each once, whatever goes wrong on the way."""
 
+import json
 import time
 
 import msgspec
@@ -12,8 +13,20 @@ from fastpush.gateway.dispatcher import Patience, outlet
 from fastpush.gateway.dispatcher._pages import make_notifications
 from fastpush.gateway.outbox import Audience, Entry, Fanout, apns_id_base
 from fastpush.notification import Payload
-from fastpush.simulator import Answer
-from tests.gateway.dispatch_house import APP, BODY, Registry, entry, judge, open_all, str_of, token, until
+from fastpush.simulator import Answer, Delay, open_simulator
+from tests.gateway.dispatch_house import (
+    APP,
+    BODY,
+    Registry,
+    entry,
+    judge,
+    open_all,
+    open_house,
+    settings,
+    str_of,
+    token,
+    until,
+)
 
 
 async def test_what_is_accepted_arrives_and_has_an_end(tmp_path):
@@ -36,8 +49,34 @@ async def test_a_fan_out_reaches_each_device_of_its_audience(tmp_path):
         await house.until_quiet()
         record = await house.outbox.find_batch(acceptance.batch)
         assert record.outcomes == {"accepted": 5_499, "rejected": 1}
+        fanout = Fanout(acceptance.batch, APP, Audience(), entry(0), 0.0, "", acceptance.tag)
+        seen = {json.loads(line)["apns_id"] for line in apns.ledger_path.read_text().splitlines()}
+        assert seen == {str_of(fanout.apns_id(each)) for each in devices.device_tokens}
+        assert (await house.outbox.find(fanout.apns_id(token(17)))).outcome == "rejected"
         assert apns.ledger.counts["accepted"] == 5_499
         assert [verdict[:3] for verdict in devices.reported] == [(token(17), 410, "Unregistered")]
+
+
+async def test_a_fan_out_that_was_cut_short_goes_on_where_all_was_done(tmp_path):
+    """The place that is kept moves over a page only when all pages before it are on disk."""
+    devices = Registry([token(number) for number in range(5_500)])
+    path, slow = tmp_path / "gateway.db", Delay(seconds=3.0, device_token=token(3))
+    async with open_simulator(topics=[APP], faults=[slow]) as apns:
+        one = {"credentials": {APP: apns.signing_key()}, "devices": devices}
+        async with open_house(path, [settings(apns)], **one) as house:
+            fields = Entry(None, BODY, expiration=int(time.time()) + 600)
+            acceptance = await house.outbox.accept_fanout(APP, Audience(), fields)
+            await until(lambda: apns.ledger.counts["accepted"] >= 3_900)
+            await trio.sleep(0.2)
+            (fanout,) = await house.outbox.claim_fanouts(APP)
+            assert fanout.cursor == ""
+        async with open_house(path, [settings(apns)], **one) as house:
+            await house.until_quiet()
+            assert (await house.outbox.find_batch(acceptance.batch)).outcomes == {"accepted": 5_500}
+        assert {seen.device_token for seen in apns.ledger.seen if seen.delivered} == set(
+            devices.device_tokens
+        )
+        assert len({seen.apns_id for seen in apns.ledger.seen}) == 5_500
 
 
 def test_the_notifications_of_a_page_have_the_apns_ids_of_their_fan_out():
@@ -155,7 +194,8 @@ async def test_the_standby_takes_over_and_the_credential_takes_it_back(tmp_path,
 
 async def test_after_a_pause_only_the_newest_for_a_device_and_collapse_id_goes_out(tmp_path):
     """The older ones end as expired, "Superseded": also those in other batches and of other priority."""
-    async with open_all(tmp_path / "gateway.db") as (apns, house):
+    few = {"max_in_flight": 100}  # so that the newest is not in memory when the oldest is
+    async with open_all(tmp_path / "gateway.db", app=few) as (apns, house):
         await house.accept([entry(1)])
         await house.until_quiet()
         await house.outbox.pause(APP)

@@ -113,7 +113,8 @@ async def test_o5_high_priority_goes_out_while_all_streams_are_busy(tmp_path):
         await house.outbox.accept_fanout(
             APP, Audience(), Entry(None, BODY, expiration=int(time.time()) + 600)
         )
-        await until(lambda: house.apps[APP].client.statistics().in_flight > 1_500)
+        await until(lambda: house.apps[APP].client.statistics().in_flight >= 3_500)
+        await trio.sleep(0.2)
         apns.faults.remove(slow)
         started = time.monotonic()
         acceptance = await house.accept([entry(200_000 + number, high=True) for number in range(100)])
