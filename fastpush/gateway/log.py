@@ -27,6 +27,10 @@ __all__ = ["LEVELS", "Form", "Repeats", "clean", "open_log", "request_id"]
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """The request that the running task works on."""
 
+CHATTY = ("httpx2", "watchfiles")
+"""Libraries that tell of each thing that went well: a URL with its secrets, a file that changed. As the log may
+be a file beside those that are watched, each line would be the cause of the next one."""
+
 LEVELS = ("debug", "info", "warning", "error", "critical")
 Form = Literal["auto", "json", "text"]
 
@@ -69,6 +73,9 @@ def open_log(
     before, level_before = root.handlers[:], root.level
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    chatty = {logger: logger.level for logger in map(logging.getLogger, CHATTY)}
+    for logger in chatty:
+        logger.setLevel(max(logging.WARNING, root.level))
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -86,6 +93,8 @@ def open_log(
         repeats.tell_all()
         root.handlers[:] = before
         root.setLevel(level_before)
+        for logger, its_level in chatty.items():
+            logger.setLevel(its_level)
         structlog.reset_defaults()
 
 

@@ -221,3 +221,15 @@ def test_levels_below_cost_no_line_and_logging_is_given_back():
         logging.getLogger("b").info("x")
     assert out.getvalue() == ""
     assert logging.getLogger().handlers == before
+
+
+def test_libraries_that_tell_of_each_success_are_heard_from_warnings_up_only():
+    """A log beside the watched files would be written because it was written; a URL may be a secret."""
+    out = io.StringIO()
+    with open_log("debug", stream=out):
+        logging.getLogger("watchfiles.main").info("1 change detected")
+        logging.getLogger("httpx2").info("HTTP Request: POST https://chat.example.com/hooks/s3cret")
+        logging.getLogger("watchfiles.main").warning("the kernel has no watches left")
+    (line,) = lines(out)
+    assert line["event"] == "the kernel has no watches left"
+    assert logging.getLogger("watchfiles").level == logging.NOTSET
