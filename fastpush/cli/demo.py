@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,8 @@ async def main(*, once: bool) -> int:
                 interrupted.set()
                 playing.cancel()
 
-            await nursery.start(on_interrupt, interrupt)
+            # A closed terminal too: the gateway is a process of its own, and would stay.
+            await nursery.start(on_interrupt, interrupt, signal.SIGHUP)
             with playing:
                 await play(once=once)
             nursery.cancel_scope.cancel()
@@ -83,7 +85,7 @@ def summary(stage: Stage) -> str:
     """One line on all of it."""
     waiting = stage.alarms - stage.accepted - stage.lost
     return (
-        f"{stage.alarms:,} alarms accepted, {stage.accepted:,} delivered, "
+        f"{stage.alarms:,} alarm{'' if stage.alarms == 1 else 's'} accepted, {stage.accepted:,} delivered, "
         + (f"{waiting:,} waiting, " if waiting else "")
         + f"{stage.lost} lost, {stage.doubled} doubled (simulator's count)"
     )

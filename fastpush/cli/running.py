@@ -59,10 +59,12 @@ def alone(error: BaseException) -> BaseException:
 
 
 async def on_interrupt(
-    function: Callable[[], object], task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    function: Callable[[], object],
+    *more: signal.Signals,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Call `function` for each Ctrl-C or SIGTERM, which then do nothing else."""
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    """Call `function` for each Ctrl-C or SIGTERM, and for each of `more`, which then do nothing else."""
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, *more) as signals:
         task_status.started()
         async for _ in signals:
             function()

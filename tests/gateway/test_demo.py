@@ -141,7 +141,7 @@ def test_the_story_is_told_by_itself_and_ctrl_c_leaves_nothing_behind(folder):
 SLACK = 3.0  # others work on this machine
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_it_may_be_ended_in_the_middle_of_a_scene(folder, number):
     with Demo(folder) as demo:
         demo.read_until(r"POST Critical")
@@ -150,6 +150,28 @@ def test_it_may_be_ended_in_the_middle_of_a_scene(folder, number):
         assert re.search(r"\d+ alarms accepted, .* 0 lost, 0 doubled", demo.text)
         assert "Traceback" not in demo.text
         assert demo.leftovers == []
+
+
+def test_alarms_of_the_readers_own_disturb_no_scene(folder):
+    """Whoever pastes the curl at once sees its alarm when the story is told, and no count is wrong."""
+    with Demo(folder) as demo:
+        demo.read_until(r"-d ")
+        command = re.search(r"^curl .*\n(  -.*\n)+", demo.text, re.MULTILINE)[0]
+        subprocess.run(["sh", "-c", command], check=True, capture_output=True, timeout=20)
+        demo.read_until("POST Clear")
+        demo.read_until("APNs 200")
+        assert "edge-fw-02" not in demo.text[demo.text.index("POST Attention") :]
+        demo.read_until("Now APNs answers 503")
+        other = command.replace("edge-fw-02", "edge-fw-03")
+        subprocess.run(["sh", "-c", other], check=True, capture_output=True, timeout=20)
+        demo.read_until(r"1,000 accepted, all on disk; waiting 1,000")
+        demo.read_until(r"1,000 accepted by APNs, 0 lost, 0 doubled")
+        demo.read_until("Ctrl-C")
+        for device in ("edge-fw-02", "edge-fw-03"):
+            demo.read_until(f"Trouble: {device}")
+        code, _ = demo.end()
+        assert code == 0
+        assert demo.text.splitlines()[-1].startswith("1,006 alarms accepted, 1,006 delivered, 0 lost")
 
 
 def test_it_may_be_ended_before_it_has_begun(folder):

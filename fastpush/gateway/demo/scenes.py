@@ -11,7 +11,7 @@ import trio
 
 from fastpush.gateway.demo.phone import Shown
 from fastpush.gateway.demo.sender import Sender
-from fastpush.gateway.demo.stage import DAYS_LEFT, DemoFailed, Stage, notice_of
+from fastpush.gateway.demo.stage import DAYS_LEFT, DemoFailed, Stage, is_of, notice_of
 from fastpush.simulator import Answer as Answered
 from fastpush.simulator import Delivery
 
@@ -23,6 +23,7 @@ CONNECTIONS = 8
 DELIVERED_WITHIN = 30.0
 
 DEVICE = "core-sw-01"
+MANY_DEVICES = "access-sw-"
 
 
 def body(severity: str, message: str, device: str = DEVICE) -> bytes:
@@ -75,7 +76,7 @@ async def one_alarm(stage: Stage) -> None:
         if answer.status != 200 or "push" not in answer.body:
             raise DemoFailed(f"the webhook was answered with {answer.status}: {answer.body}")
         stage.alarms += 1
-        shown = await stage.next_push()
+        shown = await stage.next_push(DEVICE)
         known_at = await _outcome(stage, answer.body["push"])
         stage.accepted += 1
         say("")
@@ -113,8 +114,8 @@ async def the_promise(stage: Stage) -> None:
     complete = trio.Event()
 
     def count(delivery: Delivery) -> None:
-        if notice_of(delivery) is not None:
-            stage.ring(delivery)
+        if notice_of(delivery) is not None or not is_of(delivery, MANY_DEVICES):
+            stage.ring(delivery)  # the watchdog's, or an alarm of the reader's own: drawn later
             return
         phone.take(delivery)
         arrived[orjson.loads(delivery.payload)["opm"]["id"]] += 1
@@ -164,7 +165,7 @@ async def _post_many(stage: Stage, ids: set[str]) -> None:
     async def post() -> None:
         async with Sender(stage.ingest_port, stage.key) as sender:
             for number in numbers:
-                alarm = body("Critical", "No answer to 5 polls", f"access-sw-{number:04}")
+                alarm = body("Critical", "No answer to 5 polls", f"{MANY_DEVICES}{number:04}")
                 answer = await sender.post("/v1/opmanager", alarm)
                 if answer.status != 200:
                     raise DemoFailed(f"the webhook was answered with {answer.status}: {answer.body}")
@@ -202,7 +203,6 @@ def closing(stage: Stage) -> None:
 
 async def draw_all(stage: Stage) -> None:
     """Draw what else reaches the phone, such as alarms of the reader's own; until cancelled."""
-    stage.forget_pushes()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_draw_notices, stage)
         while True:

@@ -30,7 +30,7 @@ from fastpush.proof import NOBODY
 from fastpush.simulator import Answer as Answered
 from fastpush.simulator import Delivery, Simulator, open_simulator
 
-__all__ = ["APP", "DAYS_LEFT", "DemoFailed", "Stage", "notice_of", "open_stage"]
+__all__ = ["APP", "DAYS_LEFT", "DemoFailed", "Stage", "is_of", "notice_of", "open_stage"]
 
 APP = "opmanager"
 TOPIC = "com.example.opmanager"
@@ -119,12 +119,18 @@ class Stage:
         self._came.set()
         self._came = trio.Event()
 
-    async def next_push(self, within: float = 5.0) -> Shown:
-        """Wait for a push that no scene has taken yet. Raises DemoFailed."""
+    async def next_push(self, devices: str = "", within: float = 5.0) -> Shown:
+        """Wait for a push that nobody has taken yet, of a device whose name begins so. Raises DemoFailed.
+
+        The reader may post alarms while a scene plays: what it does not ask for stays for later.
+        """
         with trio.move_on_after(within):
-            while not self._shown:
+            while True:
+                for shown in self._shown:
+                    if is_of(shown.delivery, devices):
+                        self._shown.remove(shown)
+                        return shown
                 await self._came.wait()
-            return self._shown.pop(0)
         raise DemoFailed(f"no push reached the phone within {within:g} s")
 
     async def next_notice(self, within: float = 20.0) -> Shown:
@@ -134,10 +140,6 @@ class Stage:
                 await self._came.wait()
             return self._notices.pop(0)
         raise DemoFailed(f"the watchdog told the phone nothing within {within:g} s")
-
-    def forget_pushes(self) -> None:
-        """What came and was not waited for is shown already."""
-        self._shown.clear()
 
     def complaint(self) -> str:
         """The last that the gateway complained of."""
@@ -152,6 +154,12 @@ class Stage:
         except OSError:
             return None
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def is_of(delivery: Delivery, devices: str) -> bool:
+    """Whether a push is of an alarm of the demo's own, of a device whose name begins so; "" is of any."""
+    alarm: dict[str, Any] = orjson.loads(delivery.payload).get("opm", {})
+    return str(alarm.get("entity", "")).startswith(devices)
 
 
 @asynccontextmanager
