@@ -28,8 +28,8 @@ request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """The request that the running task works on."""
 
 CHATTY = ("httpx2", "watchfiles")
-"""Libraries that tell of each thing that went well: a URL with its secrets, a file that changed. As the log may
-be a file beside those that are watched, each line would be the cause of the next one."""
+"""Libraries that tell of each thing that went well: a URL with its secrets, a file that changed. The log may
+be a file beside those that are watched: each line would be the cause of the next one."""
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
 Form = Literal["auto", "json", "text"]
