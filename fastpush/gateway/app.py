@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import re
 import secrets
 from collections.abc import Iterable, Sequence
 from itertools import count
@@ -55,7 +56,8 @@ ADMIN: list[ModuleType] = [
 """Modules of `fastpush.gateway.api`, asked for `routes`, `hot_routes` and `admin_routes`."""
 
 STREAMED = frozenset((b"application/x-ndjson", b"application/ndjson", b"application/jsonl", b"text/csv"))
-SLOW_PATHS = frozenset(("/v1/backup",))
+SLOW_PATHS = frozenset(("/v1/backup", "/v1/notices/trials"))
+SLOW_PATH = re.compile(r"/v1/apps/[^/]+/credential|/credentials/[^/]+")  # APNs is asked
 BODY, STREAM, SLOW_ANSWER = BodyRule(), BodyRule.stream(), BodyRule(answer_seconds=None)
 
 UNCODED = Problem(
@@ -105,7 +107,8 @@ def body_rule(scope: Scope) -> BodyRule:
             if value.partition(b";")[0].strip().lower() in STREAMED:
                 return STREAM
             break
-    return SLOW_ANSWER if scope["path"] in SLOW_PATHS else BODY
+    path = scope["path"]
+    return SLOW_ANSWER if path in SLOW_PATHS or SLOW_PATH.fullmatch(path) else BODY
 
 
 @final

@@ -124,7 +124,7 @@ class Slot:
     """One place for a credential: an app's own or its standby.
 
     Attributes:
-      verdict: of what was last offered.
+      verdict: of the last file, or of the last upload that was taken.
       proved: what is in use was taken by APNs, as far as it was asked.
     """
 
@@ -358,7 +358,8 @@ class Renewal:
         self, slot: Slot, credential: Credential | None, reason: str, *, proved: bool = False, source: str
     ) -> Verdict:
         verdict = Verdict(slot.app, slot.role, credential, not reason, proved, reason, source)
-        slot.verdict = verdict
+        if not reason or source != UPLOAD:
+            slot.verdict = verdict  # what was refused of an upload hears whoever has sent it
         if reason:
             logger.error("%s: the new credential is refused, the old one stays: %s", slot.app, reason)
         elif credential is not None:
@@ -394,7 +395,7 @@ class Renewal:
                 slot.previous = None
             if source == UPLOAD:
                 await trio.to_thread.run_sync(shutil.rmtree, self._place(slot), True)
-            self._tell(slot, credential, str(error), source=source)
+            slot.verdict = self._tell(slot, credential, str(error), source=source)
         except FastpushError:
             return  # still nobody
         else:

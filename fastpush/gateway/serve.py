@@ -264,8 +264,11 @@ class Service:
             vitals = Vitals(storage, partial(_reading, counters, storage, outbox, apps, clock), clock)
             await vitals.open()
             await background.start(vitals.run)
-            carriers = carriers_of(config, outbox=outbox, devices=devices, apps=apps, clock=clock)
-            notices = await open_notices(storage, carriers, clock=clock)
+            timekeeper = Timekeeper(clock)  # what is told goes by the best time that is known
+            carriers = carriers_of(
+                config, outbox=outbox, devices=devices, apps=apps, clock=clock, best_clock=timekeeper.now
+            )
+            notices = await open_notices(storage, carriers, clock=timekeeper.now)
             watchdog = await open_watchdog(
                 config,
                 storage=storage,
@@ -274,7 +277,7 @@ class Service:
                 notices=notices,
                 breaker=devices.breaker,
                 certificates=doors.certificates,
-                timekeeper=Timekeeper(clock),
+                timekeeper=timekeeper,
             )
             await background.start(notices.run)
             await background.start(watchdog.run)

@@ -7,7 +7,7 @@ import logging
 import ssl
 import subprocess
 import sys
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -213,14 +213,37 @@ async def test_opmanagers_ways_to_say_no(tmp_path):
         mode.write_text("unauthorized")
         with pytest.raises(NotTold, match="REST access is off") as caught:
             await carrier.tell(telling())
-        assert caught.value.lasting
+        assert not caught.value.lasting, "once somebody has mended the key, the alarm is to come after all"
         assert "rest-key-4711" not in str(caught.value)
+        with pytest.raises(NotTold, match="REST access is off") as caught:
+            await carrier.check_key()
+        assert caught.value.lasting
         settings.api_key_file.chmod(0o644)
         with pytest.raises(NotTold, match="everybody may read"):
             await carrier.tell(telling())
     settings.api_key_file.chmod(0o600)
     with pytest.raises(NotTold):
         await carrier.tell(telling())
+
+
+async def test_an_answer_that_drips_in_ends_too(tmp_path, nursery, monkeypatch):
+    """Each octet comes within the limit of one read, and the watchdog still does not wait for all of them."""
+    monkeypatch.setattr("fastpush.gateway.notices.outgoing.WITHIN", 0.5)
+
+    async def drip(stream):
+        with suppress(trio.BrokenResourceError):
+            await stream.send_all(b"HTTP/1.1 200 OK\r\ncontent-length: 60000\r\n\r\n")
+            while True:
+                await stream.send_all(b" ")
+                await trio.sleep(0.1)
+
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    nursery.start_soon(trio.serve_listeners, drip, [listener])
+    url = f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
+    settings = RestSettings(url=url, api_key_file=secret(tmp_path / "key", "rest-key-4711"))
+    with trio.fail_after(5), pytest.raises(NotTold, match="no answer within"):
+        await OpManagerCarrier(settings).check_key()
+    nursery.cancel_scope.cancel()
 
 
 # The webhook.

@@ -297,6 +297,7 @@ async def test_an_upload_that_is_refused_leaves_nothing(apns, tmp_path):
         assert house.in_use() == before
         assert not [path for path in house.state.rglob("*") if path.is_file()]
         assert "PRIVATE" not in repr(offer)
+        assert house.renewal.slots["opmanager", "main"].verdict is None, "it is the sender's, and no notice"
 
 
 async def test_from_certificate_to_key_and_back(apns, tmp_path):

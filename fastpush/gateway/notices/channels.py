@@ -22,8 +22,14 @@ def carriers_of(
     devices: Devices,
     apps: Mapping[str, App],
     clock: Callable[[], float] = time.time,
+    best_clock: Callable[[], float] = time.time,
 ) -> list[Carrier]:
-    """Log and push always, the others where their table is given."""
+    """Log and push always, the others where their table is given.
+
+    Args:
+      clock: the outbox's, by which a push expires.
+      best_clock: the best time that is known, for those who compare it with their own.
+    """
     settings = config.notices
     carriers: list[Carrier] = [LogCarrier()]
     if settings.smtp is not None:
@@ -32,5 +38,5 @@ def carriers_of(
     if settings.opmanager is not None:
         carriers.append(OpManagerCarrier(settings.opmanager))
     if settings.webhook is not None:
-        carriers.append(WebhookCarrier(settings.webhook, clock=clock))
+        carriers.append(WebhookCarrier(settings.webhook, clock=best_clock))
     return carriers

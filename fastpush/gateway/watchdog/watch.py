@@ -141,6 +141,7 @@ class Watchdog:
         self._silences = {name: Silence(settings.silence_minutes * 60) for name in apps}
         self._sources = SourceSilence(settings.source_silence_minutes, heard)
         self._rest_key: Trouble | None = None
+        self._rest_known = False
         self._canary: Trouble | None = None
         self._canary_known = False
         self._clock_trouble = False
@@ -303,7 +304,9 @@ class Watchdog:
             return
         self._read_due = uptime + READ_EVERY
         tls, apps = self._config.ingest.tls, dict(self._config.apps)
-        self._own, self._roots, standbys = await trio.to_thread.run_sync(_read_files, tls, apps)
+        own, self._roots, standbys = await trio.to_thread.run_sync(_read_files, tls, apps)
+        if own is not None and self._own_refused is None:
+            self._own = own  # of a file that was refused, the one before is still served
         for name, credential in standbys.items():
             self._standbys.setdefault(name, credential)
         rest = self._config.notices.opmanager
@@ -312,6 +315,7 @@ class Watchdog:
                 await OpManagerCarrier(rest).check_key()
             except NotTold as error:
                 if error.lasting:
+                    self._rest_known = True
                     self._rest_key = Trouble(
                         kind="rest_key",
                         subject="",
@@ -321,7 +325,7 @@ class Watchdog:
                         cure="Turn REST access on for its user in OpManager; put the key into api_key_file.",
                     )
             else:
-                self._rest_key = None
+                self._rest_known, self._rest_key = True, None
 
     async def _ask_for_time(self) -> None:
         """Take the date of the first server that tells one."""
@@ -376,11 +380,13 @@ class Watchdog:
         for root in self._roots:
             (certificates if isinstance(root, Certificate) else troubles).append(root)  # type: ignore[arg-type]
         troubles += self._of_clock(unknown)
-        troubles += self._of_silence()
+        troubles += self._of_silence(unknown)
         troubles += self._sources.troubles(self._time.now())
         troubles += [trouble for trouble in (self._rest_key, self._canary) if trouble is not None]
         if self._config.watchdog.canary_minutes and not self._canary_known:
             unknown.add(trouble_id("canary", ""))
+        if self._config.notices.opmanager is not None and not self._rest_known:
+            unknown.add(trouble_id("rest_key", ""))
         return Sight(certificates=tuple(certificates), troubles=tuple(troubles), unknown=frozenset(unknown))
 
     def _of_line(self, slot: Slot, credential: Credential | None, unknown: set[str]) -> Iterable[Trouble]:
@@ -445,13 +451,16 @@ class Watchdog:
                 cure=SET_CLOCK,
             )
 
-    def _of_silence(self) -> Iterable[Trouble]:
+    def _of_silence(self, unknown: set[str]) -> Iterable[Trouble]:
         waiting, uptime = self._outbox.waiting(), boot_time()
         for name, app in self._apps.items():
             traffic = _traffic(app, waiting[name].count + waiting[name].fanouts if name in waiting else 0)
             if app.state == "paused":
                 traffic = traffic._replace(waiting=0)
             silent = self._silences[name].look(traffic, uptime)
+            if not traffic.accepted:
+                # Since the start: one that stood before lasts until APNs accepts something.
+                unknown.add(trouble_id("silence", name))
             if silent is not None and app.state != "refused":  # of that there is a notice already
                 yield Trouble(
                     kind="silence",
