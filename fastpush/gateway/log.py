@@ -153,10 +153,10 @@ class Repeats(logging.Filter):
         record.repeated, kind.held_back = kind.held_back, 0
         return True
 
-    def tell(self, now: float) -> None:
-        """Write the counts of kinds that have been quiet for a while, and forget these."""
+    def tell(self, now: float, quiet_for: float = QUIET) -> None:
+        """Write the counts of kinds that have been quiet for so many seconds, and forget these."""
         for key, kind in list(self._kinds.items()):
-            if now - kind.at >= self.QUIET:
+            if now - kind.at >= quiet_for:
                 del self._kinds[key]
                 if kind.held_back and self._handler is not None:
                     name, level, words = key
@@ -168,7 +168,7 @@ class Repeats(logging.Filter):
     def tell_all(self) -> None:
         """Write all counts."""
         last = max((kind.at for kind in self._kinds.values()), default=0.0)
-        self.tell(last + self.QUIET)
+        self.tell(last, quiet_for=0.0)
 
     async def run(self) -> None:
         """Write counts as their kinds fall quiet, for ever."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+from datetime import UTC, datetime
 
 import pytest
 import structlog
@@ -17,6 +18,10 @@ DEVICE_TOKEN = "4f2a" + "0123456789abcdef" * 3 + "00112233" + "9e1c"
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+def _now() -> str:
+    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}"[:-3] + "Z"
 
 
 def lines(out: io.StringIO) -> list[dict]:
@@ -211,6 +216,7 @@ def test_counts_are_told_at_the_end():
     told = lines(out)
     assert len(told) == 6
     assert told[-1]["repeated"] == 45
+    assert told[-1]["time"] <= _now(), "a line is not from the future"
 
 
 def test_levels_below_cost_no_line_and_logging_is_given_back():
