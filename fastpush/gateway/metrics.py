@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, final
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
@@ -54,6 +54,13 @@ def admin_routes(gateway: Gateway) -> list[BaseRoute]:
     return [Route("/metrics", metrics, methods=["GET"], include_in_schema=False)]
 
 
+def _version() -> str:
+    try:
+        return version("fastpush")
+    except PackageNotFoundError:
+        return "not installed"  # a checkout
+
+
 @final
 class Collector:
     """Reads everything when it is asked."""
@@ -64,7 +71,7 @@ class Collector:
 
     def collect(self) -> Iterator[Metric]:
         """All families."""
-        yield InfoMetricFamily("fastpush_build", "Which fastpush this is.", {"version": version("fastpush")})
+        yield InfoMetricFamily("fastpush_build", "Which fastpush this is.", {"version": _version()})
         yield from self._ingest()
         yield from self._apns()
         yield from self._connections()
