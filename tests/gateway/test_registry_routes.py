@@ -155,6 +155,9 @@ async def test_keys_are_never_shown_again(front):
         ({"name": "x", "scopes": "notify"}, "scopes"),
         ({"name": "x", "scopes": ["notify"], "app": "typo"}, "app"),
         ({"name": "x", "scopes": ["notify"], "expires_at": 1}, "expires_at"),
+        ({"name": "x", "scopes": ["notify"], "expires_at": 1_827_008_392_275}, "expires_at"),
+        ({"name": "x", "scopes": ["notify"], "expires_at": 1e300}, "expires_at"),
+        ({"name": "x", "scopes": ["notify"], "apps": ["typo"]}, "apps"),
         ({"scopes": ["notify"]}, "name"),
     ],
 )

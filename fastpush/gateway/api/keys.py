@@ -80,6 +80,12 @@ def admin_routes(gateway: Gateway) -> list[BaseRoute]:
             raise Problem(
                 403, "not allowed", "This key makes keys for its own apps only; name them.", field="apps"
             )
+        if gateway.apps is not None:  # while the gateway is stopped, nobody knows which there are
+            for app in wanted.apps or ():
+                if app not in gateway.apps:
+                    raise Problem(
+                        422, "no such app", f"No app {app[:128]!r} is configured here.", field="apps"
+                    )
         created = await gateway.keys.create(
             wanted.name, wanted.scopes, wanted.apps, wanted.expires_at, signed=wanted.signed, by=principal
         )

@@ -37,6 +37,8 @@ logger = structlog.get_logger("fastpush.gateway.auth")
 MAX_PROVED = 20_000
 MISSING = "Send a key: Authorization: Bearer KEY, Basic with the key as password, or X-Api-Key: KEY."
 WRITE_USES_EVERY = 60.0  # seconds
+FURTHEST = 100 * 365.25 * 86_400.0
+"""Of an expiry, in seconds from now: it is a date that every calendar has. Milliseconds are beyond it."""
 KEEP_CODES = 86_400.0  # seconds after their end
 
 
@@ -295,6 +297,11 @@ class Authenticator:
         now = self._clock()
         if expires_at is not None and expires_at <= now:
             raise Problem(422, "invalid value", "The key would have expired already.", field="expires_at")
+        if expires_at is not None and expires_at > now + FURTHEST:
+            raise Problem(
+                422, "invalid value", "UNIX seconds, at most 100 years ahead; leave it out for never.",
+                field="expires_at",
+            )  # fmt: skip
         secret = draw_secret()
         while secret.id in self._keys:
             secret = draw_secret()
