@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import re
-import re
 import secrets
 from collections.abc import Iterable, Sequence
 from itertools import count
