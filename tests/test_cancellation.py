@@ -8,10 +8,11 @@ soon.
 
 import pytest
 import trio
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import wait_all_tasks_blocked
 
 import fastpush
 from fastpush.simulator import Answer, Delay, open_simulator
+from tests.clocks import story_clock
 from tests.peers import device_token, open_client_on, open_pair, push, pushes
 from tests.steps import at_each_step, living
 
@@ -21,7 +22,7 @@ LARGE = fastpush.Payload(alert="Core switch down", data={"more": "x" * 3_000})
 
 @pytest.fixture
 def clock():
-    return MockClock(autojump_threshold=0.01)
+    return story_clock(0.01)
 
 
 class Ends:

@@ -16,6 +16,7 @@ from hyperframe.frame import GoAwayFrame, RstStreamFrame
 import fastpush
 from fastpush import Connected, DeviceTokenDead, Draining, Lost
 from fastpush.simulator import Answer, Close, Stall, Swallow, open_simulator
+from tests.clocks import story_clock
 from tests.http2 import frames
 from tests.peers import (
     TOPIC,
@@ -35,7 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture
 def clock():
-    return trio.testing.MockClock(autojump_threshold=0.05)
+    return story_clock()
 
 
 async def test_accepted(clock):

@@ -17,6 +17,7 @@ import fastpush
 from fastpush import Connected, CredentialWasRefused
 from fastpush.connection import Connection, _authority, _goaway_reason
 from fastpush.simulator import Answer, Delay, Goaway, Settings, Swallow, open_simulator
+from tests.clocks import story_clock
 from tests.http2 import frames
 from tests.peers import (
     TOPIC,
@@ -37,7 +38,22 @@ from tests.peers import (
 
 @pytest.fixture
 def clock():
-    return trio.testing.MockClock(autojump_threshold=0.05)
+    return story_clock()
+
+
+async def test_a_late_thread_does_not_move_the_clock(clock, monkeypatch):
+    """Or reading the trust store on a busy machine would take an hour, and each story end unbegun."""
+    read = fastpush.SigningKey.ssl_context
+
+    def read_late(self, **options):
+        time.sleep(4 * clock.autojump_threshold)
+        return read(self, **options)
+
+    monkeypatch.setattr(fastpush.SigningKey, "ssl_context", read_late)
+    began = trio.current_time()
+    async with open_pair() as (_, client):
+        assert trio.current_time() - began < 1
+        assert (await client.send(push(1))).accepted
 
 
 # Deadlines.

@@ -27,6 +27,7 @@ from fastpush.simulator import (
     Swallow,
     open_simulator,
 )
+from tests.clocks import story_clock
 from tests.http2 import frames
 from tests.peers import (
     check,
@@ -43,13 +44,13 @@ from tests.peers import (
 
 @pytest.fixture
 def clock():
-    return trio.testing.MockClock(autojump_threshold=0.05)
+    return story_clock()
 
 
 @pytest.fixture
 def quick_clock():
     """For stories in which the clock jumps some hundred times."""
-    return trio.testing.MockClock(autojump_threshold=0.005)
+    return story_clock(0.005)
 
 
 # Streams that were surely not processed (RFC 9113 §8.7) go again, as often as it takes.

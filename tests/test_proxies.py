@@ -13,12 +13,13 @@ import uuid
 
 import pytest
 import trio
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import wait_all_tasks_blocked
 
 import fastpush
 from fastpush import Connected
 from fastpush.simulator import open_simulator
 from fastpush.transport import PROXY_WITHIN, Proxy, TransportError, open_transport
+from tests.clocks import story_clock
 from tests.proxies import ConnectProxy, SocksProxy
 from tests.steps import open_descriptors
 from tests.tls_peer import Resolver, serve, server_context, trusting_context
@@ -30,7 +31,7 @@ BOTH = pytest.mark.parametrize("kind", [ConnectProxy, SocksProxy])
 
 @pytest.fixture
 def clock():
-    return MockClock(autojump_threshold=0.05)
+    return story_clock()
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ import fastpush
 from fastpush.client import MOST_UNREAD, TAKEN_AT_ONCE
 from fastpush.pool import MOST_APART, RESERVE
 from fastpush.simulator import Answer, Close, Delay, Swallow, open_simulator
+from tests.clocks import story_clock
 from tests.peers import (
     TOPIC,
     check,
@@ -31,7 +32,7 @@ from tests.peers import (
 
 @pytest.fixture
 def clock():
-    return trio.testing.MockClock(autojump_threshold=0.05)
+    return story_clock()
 
 
 class Boom(Exception):

@@ -18,7 +18,7 @@ from functools import partial
 
 import pytest
 import trio
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import wait_all_tasks_blocked
 
 import fastpush
 from fastpush import Connected, Lost
@@ -32,6 +32,7 @@ from fastpush.transport import (
     TransportError,
     open_transport,
 )
+from tests.clocks import story_clock
 from tests.steps import at_each_step, living, open_descriptors
 from tests.tls_peer import (
     AUTHORITY,
@@ -52,7 +53,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 @pytest.fixture
 def clock():
     """Time stands still while anybody has something to do, and jumps to the next deadline otherwise."""
-    return MockClock(autojump_threshold=0.05)
+    return story_clock()
 
 
 @pytest.fixture(scope="module")
