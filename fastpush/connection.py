@@ -53,6 +53,8 @@ MAX_PAUSE = 5.0
 LAST_STREAM_ID = Limits().last_stream_id  # there a connection gives way to the next
 ROTATION_SPREAD = 2**27  # or up to so many requests earlier: a quarter of them
 
+LEAST_GATHERED = 4  # answers outstanding; of fewer, say at a stream limit of 1, there is nothing to gather
+
 STRIKES = 3  # requests in a row that met their deadline: the connection is retired
 SERVER_ERRORS = 3  # answers 500 in a row, likewise: APNs has been seen to stay in that state
 
@@ -322,7 +324,7 @@ class Connection:
 
         Where the streams are full of pushes of `send_many`, answers trickle in, and to wake for each few of
         them costs more than to handle them; some servers send as many small records of WINDOW_UPDATE, to
-        which there is nothing to do at all. A third of the time in which the server would answer all that
+        which there is nothing to do at all. Half of the time in which the server would answer all that
         is in flight leaves it enough to do.
         """
         exchange = self.exchange
@@ -332,7 +334,7 @@ class Connection:
             self._accepted_at_rest = exchange.accepted
             self._answered_at = now
         in_flight = exchange.in_flight
-        if exchange.awaited or 2 * in_flight < self.engine.stream_limit:
+        if exchange.awaited or in_flight < LEAST_GATHERED or 2 * in_flight < self.engine.stream_limit:
             return 0.0
         if self.engine.window_blocked or self.state != "open":
             return 0.0

@@ -684,6 +684,19 @@ async def test_answers_gather_only_while_send_many_fills_the_streams(clock):
             assert connection._rest(102.0) == 0.0
 
 
+async def test_of_one_stream_nothing_gathers(clock):
+    """APNs begins with a limit of 1, and each rest there would be lost."""
+    async with open_pair(stream_limit=1, probing=False, client={"max_connections": 1}) as (apns, client):
+        await send_all(client, pushes(40))
+        (connection,) = client._pool._main.connections
+        apns.faults.add(Swallow())
+        async with client.send_many(pushes(2)):
+            while not connection.exchange.in_flight:
+                await trio.lowlevel.checkpoint()
+            connection._accepted_at_rest, connection._answered_at = 39, 100.0
+            assert connection._rest(101.0) == 0.0
+
+
 async def test_who_awaits_an_answer_is_not_kept_waiting(clock):
     async with open_pair(stream_limit=10, probing=False, client={"max_connections": 1}) as (apns, client):
         await send_all(client, pushes(40))
