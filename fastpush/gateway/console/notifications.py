@@ -11,7 +11,7 @@ from urllib.parse import quote, urlencode
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from fastpush.gateway.console.pages import Console, Visit, page_route
+from fastpush.gateway.console.pages import Console, Visit, page_route, row_number
 from fastpush.gateway.problems import Problem
 
 __all__ = ["routes"]
@@ -82,6 +82,10 @@ def instant(text: str) -> float | None:
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise ValueError("A time looks like 2026-11-23T20:15; it is in UTC.") from None
+    if (
+        not 1970 <= moment.year < 2200
+    ):  # beyond are dates that no clock of ours writes, and some that no number holds
+        raise ValueError("A time is between the years 1970 and 2199.")
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
@@ -91,9 +95,7 @@ async def shown(visit: Visit) -> Response:
     if record is None:
         why = "There is none with this id, or it is older than what is kept."
         raise Problem(404, "no such notification", f"{why} A fan-out keeps only what was not accepted.")
-    alarm = None
-    if record.entry.trace and visit.gateway.alarms is not None:
-        alarm = await visit.gateway.alarms.get(record.entry.trace, limit=100)
+    alarm = await _alarm_of(visit, record.entry)
     body = None if alarm is None else post_of(alarm, record.batch)
     return visit.render(
         "notification.html",
@@ -106,13 +108,21 @@ async def shown(visit: Visit) -> Response:
 
 
 async def batch(visit: Visit) -> Response:
-    text = visit.request.path_params["id"]
-    record: Any = None
-    if text.isdecimal() and len(text) < 20:
-        record = await visit.gateway.outbox.find_batch(int(text))
+    number = row_number(visit.request.path_params["id"])
+    record: Any = None if number is None else await visit.gateway.outbox.find_batch(number)
     if record is None:
         raise Problem(404, "no such batch", "There is none with this id, or it is older than what is kept.")
-    return visit.render("batch.html", record=record)
+    alarm = await _alarm_of(visit, record.entry)
+    return visit.render(
+        "batch.html", record=record, alarm=alarm, body=None if alarm is None else post_of(alarm, record.batch)
+    )
+
+
+async def _alarm_of(visit: Visit, entry: Any) -> Any:
+    """The alarm behind a push, with its history; None where there is none."""
+    if entry is None or not entry.trace or visit.gateway.alarms is None:
+        return None
+    return await visit.gateway.alarms.get(entry.trace, limit=100)
 
 
 def post_of(alarm: Any, push: int) -> Any:

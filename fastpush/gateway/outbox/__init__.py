@@ -330,6 +330,8 @@ class BatchRecord(msgspec.Struct, frozen=True):
     waiting: int | None
     outcomes: dict[str, int]
     batches: tuple[int, ...] = ()
+    entry: Entry | None = None
+    """What a fan-out brings to each device; its payload is b"" once the bodies of its time are dropped."""
 
 
 class Waiting(msgspec.Struct, frozen=True):
