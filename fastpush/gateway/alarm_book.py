@@ -316,6 +316,13 @@ class Alarms:
         assert step is not None
         told = step.told
         self._rules[told.rule] += 1
+        logger.info(
+            "alarm judged",
+            extra={
+                "alarm": name, "device": step.row.device, "rule": told.rule, "severity": told.severity,
+                "batch": None if push is None else str(push),
+            },
+        )  # fmt: skip
         if told.unrouted:
             await self._tell_unrouted(name, step.row, told)
         verdict: Any = told.rule.partition(".")[0]

@@ -34,6 +34,7 @@ from fastpush.gateway.counters import Counters
 from fastpush.gateway.devices import open_devices
 from fastpush.gateway.devices.webhook import tell_of_devices
 from fastpush.gateway.dispatcher import Dispatcher, Patience
+from fastpush.gateway.dispatcher.telling import tell_of_ends
 from fastpush.gateway.http import Limits, Listener, Server, ServerTLS, TrustedProxies, open_listener
 from fastpush.gateway.http import serve as serve_http
 from fastpush.gateway.notices import open_notices
@@ -258,6 +259,7 @@ class Service:
                 clock=clock,
                 counters=counters,
             )
+            dispatcher.on_outcomes(tell_of_ends)
             if tracer is not None:
                 dispatcher.on_outcomes(tracer.heard)
             await background.start(dispatcher.run)

@@ -34,6 +34,7 @@ low_water_percent = 0.0
 
 [apps.opm]
 topic = "{topic}"
+environment = "{environment}"
 host = "127.0.0.1"
 port = {port}
 ca_file = "authorities.pem"
@@ -105,9 +106,9 @@ class House:
 
 
 @asynccontextmanager
-async def open_house(folder, *, days=200, phones=3, faults=()):
+async def open_house(folder, *, days=200, phones=3, faults=(), environment="production"):
     async with (
-        open_simulator(topics=[TOPIC], faults=faults) as simulator,
+        open_simulator(topics=[TOPIC], faults=faults, environment=environment) as simulator,
         trio.open_nursery() as nursery,
     ):
         # Asked about nobody's device token the server tells its date: the watchdog trusts no clock alone.
@@ -120,7 +121,9 @@ async def open_house(folder, *, days=200, phones=3, faults=()):
         (folder / "provider.p12").write_bytes(certificate.to_pkcs12(None))
         (folder / "provider.p12").chmod(0o600)
         (folder / "authorities.pem").write_bytes(simulator.ca_pem)
-        (folder / "fastpush.toml").write_text(CONFIG.format(topic=TOPIC, port=simulator.port))
+        (folder / "fastpush.toml").write_text(
+            CONFIG.format(topic=TOPIC, port=simulator.port, environment=environment)
+        )
         service = Service(load_config(folder / "fastpush.toml", {}))
         started = await nursery.start(service.run)
         gateway = started.gateway
@@ -136,7 +139,10 @@ async def open_house(folder, *, days=200, phones=3, faults=()):
             house.tokens.append(f"{random.getrandbits(256):064x}")
             simulator.register(house.tokens[-1])
             await gateway.devices.register(
-                "opm", Registration(device_token=house.tokens[-1], tags=("network",), user="alice")
+                "opm",
+                Registration(
+                    device_token=house.tokens[-1], tags=("network",), user="alice", environment=environment
+                ),
             )
         yield house
         for browser in house.browsers:

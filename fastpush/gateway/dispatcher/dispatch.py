@@ -16,6 +16,7 @@ from fastpush.gateway.dispatcher.making import Maker
 from fastpush.gateway.dispatcher.newest import Newest
 from fastpush.gateway.dispatcher.outlet import Outlet
 from fastpush.gateway.dispatcher.settling import REPEAT_AFTER
+from fastpush.gateway.dispatcher.telling import tell_of_answers
 from fastpush.gateway.dispatcher.upkeep import keep_up
 from fastpush.gateway.dispatcher.verdicts import Way, judge, known_reason, verdict_of
 from fastpush.gateway.dispatcher.walk import Walker
@@ -209,6 +210,9 @@ class Dispatch:
         held: list[tuple[Notification, Claimed]] = []
         verdicts: Verdicts = []
         rest: list[Response] = []
+        tell_of_answers(
+            self.app.name, responses, lambda response: flying[id(response.notification)].entry.trace
+        )
         for response in responses:
             notification = response.notification
             claim = flying.pop(id(notification))

@@ -14,6 +14,7 @@ from fastpush.gateway.dispatcher._pages import make_notifications
 from fastpush.gateway.dispatcher.making import takes_apns_id_for_collapse_id
 from fastpush.gateway.dispatcher.settling import Outcomes
 from fastpush.gateway.dispatcher.slots import HIGH_SHARE
+from fastpush.gateway.dispatcher.telling import tell_of_answers
 from fastpush.gateway.dispatcher.upkeep import keep_up
 from fastpush.gateway.dispatcher.verdicts import Way, judge, verdict_of
 from fastpush.gateway.outbox import End, Fanout, Outcome, Retry, apns_id_base
@@ -308,6 +309,7 @@ class Walker:
             for response in batch:
                 if response.accepted and response.notification.device_token in elsewhere:
                     self._owner.learn(response.notification.device_token, environment)
+        tell_of_answers(self._owner.app.name, batch, lambda _: fanout.entry.trace)
         now = self._dispatcher.clock()
         verdicts = []
         held_before = len(held)
