@@ -70,6 +70,17 @@ async def test_a_key_for_webhooks_does_not_open_the_console(house):
         assert "lacks" in answer.text or "neither" in answer.text
 
 
+async def test_a_key_for_one_app_does_not_show_the_others(house):
+    made = await house.gateway.keys.create("tenant", ["console"], ["opm"])
+    async with httpx.AsyncClient(base_url=house.console) as tenant:
+        answer = await tenant.post("/login", data={"key": made.secret})
+        assert answer.status_code == 403
+        assert "for some apps only" in answer.text
+        ticket = house.gateway.sessions.ticket(made.key_id)
+        await tenant.get("/login", params={"ticket": ticket})
+        assert (await tenant.get("/")).headers["location"].startswith("/login")
+
+
 async def test_the_cookie_is_out_of_scripts_reach(house):
     async with httpx.AsyncClient(base_url=house.console) as client:
         answer = await client.post("/login", data={"key": house.keys["alice"]})
@@ -315,6 +326,18 @@ async def test_hostile_text_is_text_on_every_page(house):
         assert "<img src=x" not in page
 
 
+async def test_the_page_of_an_alarms_push_tells_its_story(house):
+    recorded = await house.critical()
+    await house.settled()
+    told = (await house.gateway.alarms.get(recorded["id"])).verdicts[0][2]
+    page = (await (await house.browser()).get(f"/batches/{told.push}")).text
+    assert "judged <strong>first.new</strong>" in page
+    assert f"/alarms/{recorded['id']}" in page
+    assert 'class="phone banner"' in page
+    assert "an earlier banner with the same one is replaced" in page
+    assert "Body received" in page
+
+
 async def test_what_is_not_there_is_said_in_a_page(house):
     client = await house.browser()
     for path in (
@@ -394,6 +417,140 @@ async def test_credentials_say_when_they_last_worked(house):
     await house.settled()
     client = await house.browser()
     assert "3 accepted since the start, last" in (await client.get("/credentials")).text
+
+
+# What nobody means well.
+
+ODD = (
+    "9" * 10_000,
+    "9" * 19,
+    "9" * 25,
+    "-1",
+    "\0",
+    "\u00b2",  # a digit to some, a decimal to nobody
+    "\u0663",
+    "1e9",
+    "a" * 10_000,
+    "../../etc/passwd",
+    "\r\nX: y",
+    "*",
+    "ffff" * 2_000,
+    "0001-01-01T00:00",
+    "9999-12-31T23:59:59-14:00",
+)
+QUERIES = {
+    "/": ("span", "said"),
+    "/alarms": ("state", "device", "severity", "after"),
+    "/alarms/{alarm}": ("before",),
+    "/notifications": ("id", "app", "outcome", "reason", "device", "source", "after", "before", "cursor"),
+    "/webhooks": ("source", "before"),
+    "/webhooks/preview": ("body", "routes", "kind", "source"),
+    "/devices": ("app", "tag", "after"),
+    "/login": ("ticket", "next"),
+}
+FORMS = {
+    "/alarms/{alarm}/acknowledge": ("generation",),
+    "/alarms/none/acknowledge": ("generation",),
+    "/failures/again": ("apns_id", "app", "reason", "back"),
+    "/webhooks/preview/result": ("body", "routes", "kind", "source"),
+    "/devices/codes": ("app", "user", "tags"),
+    "/credentials/opm": ("file", "password", "key_id", "team_id"),
+}
+
+
+@pytest.mark.parametrize("path", QUERIES)
+async def test_no_query_breaks_a_page(house, path):
+    alarm = (await house.critical())["id"]
+    client = await house.browser()
+    raw = [*(quote(odd) for odd in ODD), "%ff%fe", "%ED%A0%80"]
+    for name in QUERIES[path]:
+        for odd in raw:
+            answer = await client.get(f"{path.format(alarm=alarm)}?{name}={odd}")
+            assert answer.status_code < 500, (name, odd[:40])
+
+
+@pytest.mark.parametrize(
+    "path", ["/alarms/{}", "/notifications/{}", "/batches/{}", "/devices/opm/{}", "/devices/{}/ab"]
+)
+async def test_no_name_breaks_a_page(house, path):
+    client = await house.browser()
+    for odd in ODD:
+        answer = await client.get(path.format(quote(odd, safe="")))
+        assert answer.status_code in (303, 404, 422), odd[:40]
+
+
+@pytest.mark.parametrize("path", FORMS)
+async def test_no_field_breaks_a_form(house, path):
+    alarm = (await house.critical())["id"]
+    client = await house.browser()
+    csrf = csrf_of((await client.get("/")).text)
+    for name in FORMS[path]:
+        for odd in ODD:
+            form = {"app": "opm", "csrf": csrf, name: odd}
+            answer = await client.post(path.format(alarm=alarm), data=form)
+            assert answer.status_code < 500, (name, odd[:40])
+
+
+class Chunked(httpx.AsyncByteStream):
+    """A body whose length the request does not tell."""
+
+    def __init__(self, body):
+        self.left = [body[at : at + 65_536] for at in range(0, len(body), 65_536)]
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        if not self.left:
+            raise StopAsyncIteration
+        return self.left.pop(0)
+
+
+@pytest.mark.parametrize("path", ["/login", "/logout", "/devices/codes"])
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (FORM, b"a" * 300_000),
+        ("multipart/form-data; boundary=x", b"a" * 300_000),
+        ("multipart/form-data", b"x"),
+        ("multipart/form-data; boundary=x", b"--x\r\nContent-Disposition: nonsense\r\n\r\n"),
+        (FORM, b"a=b&" * 5_000),
+        ("application/json", b"{}"),
+        (FORM + "; charset=nonsense", b"csrf=%ff"),
+    ],
+)
+async def test_a_form_that_is_none_is_refused(house, path, kind, body):
+    client = await house.browser()
+    request = client.build_request("POST", path, headers={"Content-Type": kind})
+    del request.headers["Content-Length"]
+    request.headers["Transfer-Encoding"] = "chunked"
+    request.stream = Chunked(body)
+    answer = await client.send(request)
+    assert 400 <= answer.status_code < 500
+    assert "<html" in answer.text
+
+
+async def test_a_cookie_from_before_the_login_is_worth_nothing(house):
+    client = await house.browser()
+    planted = "A" * 43
+    async with httpx.AsyncClient(base_url=house.console) as victim:
+        answer = await victim.post(
+            "/login", data={"key": house.keys["alice"]}, headers={"Cookie": f"fastpush={planted}"}
+        )
+        assert answer.status_code == 303
+        assert answer.cookies["fastpush"] != planted
+    client.cookies.clear()
+    answer = await client.get("/", headers={"Cookie": f"fastpush={planted}"})
+    assert answer.headers["location"].startswith("/login")
+
+
+async def test_guesses_at_a_key_are_slowed_by_address(house):
+    async with httpx.AsyncClient(base_url=house.console) as thief:
+        answers = [await thief.post("/login", data={"key": f"guess {n}"}) for n in range(30)]
+        assert [answers[0].status_code, answers[-1].status_code] == [401, 429]
+        assert int(answers[-1].headers["retry-after"]) > 0
+        right = await thief.post("/login", data={"key": house.keys["alice"]})
+    assert right.status_code in (303, 429)
 
 
 # Charts and cards.

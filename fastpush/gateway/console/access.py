@@ -36,6 +36,9 @@ def access_routes(console: Console) -> list[BaseRoute]:
             key_id = console.sessions.take_ticket(ticket)
             if key_id is None:
                 return _form(request, "This link was used before, or is older than ten minutes.", 403)
+            holder = console.gateway.keys.principal(key_id)
+            if holder is not None:
+                await console.gateway.keys.audit(holder, "console.login", _address(request), "by a ticket")
             return await _enter(console, request, key_id)
         try:
             form = await own_form(request, None)
@@ -43,6 +46,10 @@ def access_routes(console: Console) -> list[BaseRoute]:
             if not isinstance(key, str) or not key.strip():
                 return _form(request, "Enter a key.", 422)
             principal = await console.gateway.keys.authenticate(_presenting(request.scope, key.strip()))
+            if principal.apps is not None:
+                raise Problem(
+                    403, detail=f"The key {principal.name} is for some apps only; the console shows all."
+                )
             if not principal.scopes & {"admin", "console"}:
                 raise Problem(
                     403, detail=f"The key {principal.name} has neither the scope admin nor console."

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from fastpush.gateway.alarms import RULES
-from fastpush.gateway.console.pages import Console, Visit, page_route
+from fastpush.gateway.console.pages import Console, Visit, page_route, row_number
 from fastpush.gateway.problems import Problem
 from fastpush.gateway.sources import SEVERITIES
 
@@ -33,12 +33,12 @@ async def listed(visit: Visit) -> Response:
         "device": visit.asked("device")[:256],
         "severity": visit.asked("severity") if visit.asked("severity") in SEVERITIES else "",
     }
-    after = visit.asked("after")
+    after = visit.place("after")
     alarms: list[Any] = await visit.gateway.alarms.list(
         state=None if wanted["state"] == "all" else wanted["state"],
         device=f"*{wanted['device']}*" if wanted["device"] else "",
         severity=(wanted["severity"],) if wanted["severity"] else (),
-        after=int(after) if after.isdecimal() else None,
+        after=after,
         limit=PAGE + 1,
     )
     more = len(alarms) > PAGE
@@ -48,17 +48,15 @@ async def listed(visit: Visit) -> Response:
         alarms=alarms[:PAGE],
         wanted=wanted,
         severities=[word for word in SEVERITIES if word != "clear"],
-        newest=f"/alarms?{query}" if after else "",
+        newest=f"/alarms?{query}" if after is not None else "",
         next=f"/alarms?{query}&after={alarms[PAGE - 1].place}" if more else "",
     )
 
 
 async def shown(visit: Visit) -> Response:
     name = visit.request.path_params["id"]
-    before = visit.asked("before")
-    history = await visit.gateway.alarms.get(
-        name, before=int(before) if before.isdecimal() else None, limit=PAGE
-    )
+    before = visit.place("before")
+    history = await visit.gateway.alarms.get(name, before=before, limit=PAGE)
     if history is None:
         raise Problem(
             404, "no such alarm", "There is no alarm with this id; it may be older than what is kept."
@@ -67,16 +65,15 @@ async def shown(visit: Visit) -> Response:
         "alarm.html",
         history=history,
         rules=RULES,
-        newest=f"/alarms/{name}" if before else "",
+        newest=f"/alarms/{name}" if before is not None else "",
         next=f"/alarms/{name}?before={history.before}" if history.before else "",
     )
 
 
 async def acknowledged(visit: Visit) -> Response:
     name = visit.request.path_params["id"]
-    generation = visit.given("generation")
     taken = await visit.gateway.alarms.acknowledge(
-        name, visit.principal.name, generation=int(generation) if generation.isdecimal() else None
+        name, visit.principal.name, generation=row_number(visit.given("generation"))
     )
     if taken is None:
         raise Problem(404, "no such alarm", "There is no alarm with this id.")

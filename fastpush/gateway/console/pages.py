@@ -17,6 +17,8 @@ import jinja2
 import msgspec
 from markupsafe import Markup
 from starlette.datastructures import FormData
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
@@ -95,6 +97,10 @@ class Visit:
         value = self.form.get(name, default)
         return value.strip() if isinstance(value, str) else default
 
+    def place(self, name: str) -> int | None:
+        """A number of the query that says where a list goes on; None where it is none of ours."""
+        return row_number(self.asked(name))
+
     async def audit(self, action: str, target: str = "", detail: str = "") -> None:
         """Write what is done into the audit log, under the key's name."""
         await self.gateway.keys.audit(self.principal, action, target, detail)
@@ -150,19 +156,34 @@ async def own_form(request: Request, session: Session | None) -> FormData:
     """The form of a POST, surely sent by one of our pages.
 
     Raises:
-      Problem: 403, it was not; 413, it is too large.
+      Problem: 400, it is no form; 403, it was not; 413, it is too large.
     """
     if not from_here(request):
         raise Problem(403, "Foreign form", "The request comes from a page of another site.")
     length = request.headers.get("content-length", "0")
     if length.isdecimal() and int(length) > MAX_FORM_OCTETS:
         raise Problem(413, detail=f"A form may have {MAX_FORM_OCTETS:,} octets.")
-    form = await request.form(max_files=4, max_fields=100, max_part_size=MAX_FORM_OCTETS)
+    try:
+        form = await request.form(max_files=4, max_fields=100, max_part_size=MAX_FORM_OCTETS)
+    except (
+        MultiPartException,
+        HTTPException,
+    ) as error:  # the latter where an application of Starlette's is above
+        told = error.message if isinstance(error, MultiPartException) else error.detail
+        raise Problem(400, "No form", f"The form cannot be read: {told}") from None
     if session is not None and form.get("csrf") != session.csrf:
         raise Problem(
             403, "Stale form", "The form is not of this session. Load the page again and repeat it."
         )
     return form
+
+
+def row_number(text: str) -> int | None:
+    """A number of a row in the storage; None for what cannot be one, however long."""
+    if not (0 < len(text) < 20 and text.isascii() and text.isdecimal()):
+        return None
+    number = int(text)
+    return number if number < 1 << 63 else None
 
 
 def from_here(request: Request) -> bool:
@@ -180,6 +201,8 @@ async def principal_of(gateway: Gateway, key_id: str) -> Any:
     """The principal of a key that may use the console, None if it may not any more."""
     principal = gateway.keys.principal(key_id)
     if principal is None or not principal.scopes & {"admin", "console"}:
+        return None
+    if principal.apps is not None:  # the pages show all apps
         return None
     return principal
 

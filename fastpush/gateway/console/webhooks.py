@@ -48,16 +48,14 @@ def routes(console: Console) -> list[BaseRoute]:
 
 
 async def listed(visit: Visit) -> Response:
-    source, before = visit.asked("source")[:256], visit.asked("before")
-    posts: list[Any] = await visit.gateway.alarms.posts(
-        PAGE + 1, before=int(before) if before.isdecimal() else None, source=source
-    )
+    source, before = visit.asked("source")[:256], visit.place("before")
+    posts: list[Any] = await visit.gateway.alarms.posts(PAGE + 1, before=before, source=source)
     query = urlencode({"source": source} if source else {})
     return visit.render(
         "webhooks.html",
         posts=posts[:PAGE],
         source=source,
-        newest=f"/webhooks?{query}" if before else "",
+        newest=f"/webhooks?{query}" if before is not None else "",
         next=f"/webhooks?{query}&before={posts[PAGE - 1].number}" if len(posts) > PAGE else "",
     )
 
