@@ -124,6 +124,8 @@ async def test_a_ticket_logs_in_once(house):
         answer = await client.get("/login", params={"ticket": ticket})
         assert answer.status_code == 403
         assert "used before" in answer.text
+    (entry,) = [one for one in await house.gateway.keys.log.read(0, 100) if one.action == "console.login"]
+    assert entry.name == "alice"
 
 
 async def test_sessions_end_by_idleness_and_by_age_and_survive_a_restart(tmp_path):
