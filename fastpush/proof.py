@@ -130,8 +130,9 @@ class Prover:
             self._done.set()  # otherwise the answer may still come, or the end
 
     def answered_ping(self, connection: Connection) -> None:
-        self._answered = True
-        self._done.set()
+        if self._topic is None:  # else it was asked whether anybody is there, and proves nothing
+            self._answered = True
+            self._done.set()
 
 
 async def ask(

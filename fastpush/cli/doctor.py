@@ -119,7 +119,7 @@ async def configured(
     except InvalidConfig as error:
         for mistake in error.mistakes:
             found, _, command = mistake.problem.partition("; ")
-            cure = command[:1].upper() + command[1:] + "." if command else "Correct it in the configuration."
+            cure = _cure(command)
             where = f"{mistake.where}:{mistake.line}" if mistake.line else mistake.where
             key = f"{mistake.key}: " if mistake.key else ""
             yield checks.Check("configuration", "failed", f"{where}: {key}{found}", cure)
@@ -127,6 +127,15 @@ async def configured(
     yield checks.Check("configuration", "ok", str(path))
     async for check in checks.examine_config(config, name=ingest_name, ca_file=ingest_ca_file):
         yield check
+
+
+def _cure(words: str) -> str:
+    """As a sentence of its own; a command is given as it is to be typed."""
+    if words.startswith(("chmod ", "chown ")):
+        return f"Run: {words}"
+    if not words:
+        return "Correct it in the configuration."
+    return words[:1].upper() + words[1:] + ("" if words.endswith(("?", ".")) else ".")
 
 
 async def show(found: AsyncIterator[checks.Check], *, as_json: bool) -> int:

@@ -8,16 +8,19 @@ used, or that APNs refuses, stops its line and no other one.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, final
 
 import trio
 
-from fastpush.client import Client, open_client
+from fastpush import proof
+from fastpush.client import HOSTS, PORT, Client, open_client
 from fastpush.credentials import Credential
-from fastpush.errors import CredentialRefused, FastpushError, InvalidCredential
+from fastpush.errors import CredentialRefused, FastpushError, InvalidCredential, NotSent
 from fastpush.events import ClientEvent, ClientStatistics, Connected, CredentialWasRefused
 from fastpush.gateway.config import AppSettings, CredentialSettings, SecretUnusable
+from fastpush.transport import Proxy
 
 __all__ = ["App", "AppSettings", "Apps", "CredentialSettings", "Line", "Role", "State"]
 
@@ -76,6 +79,19 @@ class Line:
         """Wait until it stops, goes on, or is opened."""
         await self._changed.wait()
 
+    @property
+    def address(self) -> tuple[str | None, int | None]:
+        """Another host and port than APNs' own."""
+        settings = self.app.settings
+        if self.environment == "development":
+            return settings.development_host or settings.host, settings.development_port or settings.port
+        return settings.host, settings.port
+
+    async def _settled(self) -> None:
+        """Wait while its client is being opened."""
+        while self._opening and self.client is None:
+            await self._changed.wait()
+
     def _notify(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
@@ -90,13 +106,13 @@ class Line:
 
     async def _run(self, credential: Credential) -> None:
         settings = self.app.settings
-        development = self.environment == "development"
+        host, port = self.address
         async with open_client(
             credential,
             topic=settings.topic,
             environment=self.environment,
-            host=settings.development_host if development and settings.development_host else settings.host,
-            port=settings.development_port if development and settings.development_port else settings.port,
+            host=host,
+            port=port,
             ca_file=settings.ca_file,
             proxy=settings.proxy_url(),
             max_connections=settings.max_connections,
@@ -206,6 +222,9 @@ class App:
         Raises:
           InvalidCredential, CredentialRefused, NotSent: as `Client.use_credential`. Nothing has changed.
         """
+        for (_, owner), line in list(self._lines.items()):
+            if owner == role:
+                await line._settled()  # else it would be opened with the old one
         before = self._credentials.get(role)
         taken: list[Line] = []
         for (_, owner), line in list(self._lines.items()):
@@ -219,12 +238,39 @@ class App:
                             await other.client.use_credential(before, prove=False)
                     raise
                 taken.append(line)
+        if prove and not taken:
+            await self._prove(credential, self.settings.environments[0], role)
         self._credentials[role] = credential
         for line in taken:
             line.go_on()
         for (_, owner), line in list(self._lines.items()):
             if owner == role and line.client is None:
                 self._open(line)
+
+    async def _prove(self, credential: Credential, environment: Environment, role: Role) -> None:
+        """Ask APNs about a credential on a connection of its own: there is no client that could.
+
+        Raises:
+          InvalidCredential, CredentialRefused, NotSent
+        """
+        settings = self.settings
+        ca_file = settings.ca_file
+        context = await trio.to_thread.run_sync(lambda: credential.ssl_context(ca_file=ca_file))
+        host, port = Line(self, environment, role).address
+        url = settings.proxy_url()
+        answer = await proof.ask(
+            credential,
+            settings.topic,
+            host or HOSTS[environment],
+            port or PORT,
+            context,
+            time.time(),
+            proxy=None if url is None else Proxy.parse(url),
+        )
+        if answer.refused:
+            raise CredentialRefused(f"APNs refuses {credential.identity}: {answer.reason}")
+        if answer.status is None:
+            raise NotSent(f"{credential.identity} is not proved: {answer.lost}")
 
     async def changed(self) -> None:
         """Wait until one of its lines stops or goes on."""
@@ -260,6 +306,7 @@ class App:
             line.stop(f"the credential cannot be used: {error}", refused=True)
         finally:
             line._opening, line.client = False, None
+            line._notify()
 
     def _line_changed(self, line: Line) -> None:
         if line.stopped is not None and line.role == "main" and self._has_standby:

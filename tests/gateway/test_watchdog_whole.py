@@ -243,7 +243,10 @@ async def test_while_apns_refuses_the_certificate_the_standby_tells_of_it(apns, 
         '[apps.opm.standby]\nkey_file = "standby.p8"\n'
         f'key_id = "{issued.key_id}"\nteam_id = "{issued.team_id}"'
     )
-    async with open_house(apns, tmp_path, ends=time.time() - DAY, more=more) as house:
+    async with open_house(apns, tmp_path, ends=time.time() + 99 * DAY):
+        pass  # the phones register
+    drop(tmp_path / "push.pem", pem(apns.issue_provider_certificate(TOPIC, valid_until=time.time() - DAY)))
+    async with open_house(apns, tmp_path, more=more) as house:
         await house.until_told(1, "credential_refused")
         refused = next(one for one in house.gateway.notices.standing() if one.kind == "credential_refused")
         assert "The standby has taken over" in refused.body

@@ -38,9 +38,10 @@ async def _examine(target: Target, clock: Callable[[], float]) -> AsyncIterator[
         credential, check = await trio.to_thread.run_sync(load, target)
         yield check
     topic = target.topic
+    wrong = []  # by the file itself
     if credential is not None:
-        yield check_time(credential, clock())
-        for check in check_use(credential, target):
+        for check in [check_time(credential, clock()), *check_use(credential, target)]:
+            wrong += [check.name] * (check.state == "failed")
             yield check
         topic = topic_of(credential, target)
     yield await check_trust(target, clock())
@@ -51,6 +52,9 @@ async def _examine(target: Target, clock: Callable[[], float]) -> AsyncIterator[
     answer = None
     if credential is not None and topic is not None and reached:
         check, answer = await check_request(credential, topic, target)
+        if check.state == "failed" and wrong:
+            cure = f"This follows from what is said of {' and '.join(wrong)} above: mend that first."
+            check = msgspec.structs.replace(check, cure=cure)
         yield check
     else:
         lacks = "no connection" if not reached else "no credential" if credential is None else "no topic"

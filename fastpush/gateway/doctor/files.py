@@ -15,6 +15,9 @@ __all__ = ["check_files", "check_time", "check_use", "load"]
 
 SOON = 30 * DAY
 
+_IDS = 'Copy it from Apple\'s page "Keys"; the key id is also in the name of the .p8 file.'
+_PASSWORD = "Put the password into a file, and name that: password_file, here --password-file."
+
 
 def check_files(target: Target) -> Iterator[Check]:
     """Existence and modes. Reads the file system."""
@@ -60,7 +63,11 @@ def load(target: Target) -> tuple[Credential | None, Check]:
     try:
         credential = _load(target)
     except (InvalidCredential, SecretUnusable) as error:
+        if "key_id" in str(error) or "team_id" in str(error):
+            return None, Check(name, "failed", str(error), _IDS)
         found, _, cure = str(error).partition("; ")
+        if "is encrypted" in found:
+            return None, Check(name, "failed", f"{found}, and no password is given", _PASSWORD)
         return None, Check(name, "failed", found, _sentence(cure) or _cure(found, target))
     except OSError as error:
         return None, Check(name, "failed", f"{error.filename}: {error.strerror}", "See its path and mode.")
@@ -85,8 +92,6 @@ def _load(target: Target) -> Credential:
 def _cure(found: str, target: Target) -> str:
     if "password" in found:
         return "Put the right password into password_file, or export the certificate again."
-    if "key_id" in found or "team_id" in found:
-        return 'Copy it from Apple\'s page "Keys"; the key id is also in the name of the .p8 file.'
     if target.key_file is not None:
         return 'Give the file AuthKey_<key id>.p8 from Apple\'s page "Keys".'
     return "Export the certificate and its key from the keychain again, as a .p12 file."
@@ -105,8 +110,9 @@ def check_time(credential: Credential, now: float) -> Check:
     if now >= ends:
         return Check("expiry", "failed", f"the certificate expired on {date_of(ends)}", renew)
     if now < begins:
-        found = f"the certificate is not valid yet: it begins on {date_of(begins)}"
-        return Check("expiry", "failed", found, f"See whether this machine's clock is right: {date_of(now)}.")
+        found = f"the certificate is not valid yet: it begins on {date_of(begins)}, here it is {date_of(now)}"
+        cure = "Set this machine's clock if it is wrong; else keep the old certificate until then."
+        return Check("expiry", "failed", found, cure)
     found = f"the certificate is good for {time_left(ends - now)}, until {date_of(ends)}"
     return Check("expiry", "note" if ends - now < SOON else "ok", found, renew if ends - now < SOON else "")
 
