@@ -35,7 +35,7 @@ from fastpush.gateway.config import AppSettings, CredentialSettings, SecretUnusa
 from fastpush.gateway.http import ServerTLS
 from fastpush.gateway.problems import Problem
 
-__all__ = ["Offer", "Renewal", "Role", "Slot", "Verdict", "kept_credentials"]
+__all__ = ["Offer", "Renewal", "Role", "Slot", "Verdict", "all_but", "kept_credentials"]
 
 logger = logging.getLogger("fastpush.gateway.renewal")
 
@@ -176,8 +176,10 @@ class Renewal:
         told: Callable[[Verdict], object] = lambda verdict: None,
         reloaded: Callable[[str | None], object] = lambda reason: None,
         clock: Callable[[], float] = time.time,
+        database: Path | None = None,
     ) -> None:
         self._apps = apps
+        self._matters = all_but(database)
         self._directory = directory
         self._certificates = tuple(certificates)
         self._certificate_digests: dict[int, str] = {}
@@ -218,7 +220,7 @@ class Renewal:
                     try:
                         async for _ in watchfiles.awatch(
                             *directories,
-                            watch_filter=None,
+                            watch_filter=self._matters,
                             recursive=False,
                             step=STEP_MS,
                             debounce=4 * STEP_MS,
@@ -463,6 +465,18 @@ class Renewal:
         if verdict.proved:
             return f"In use and proved: {verdict.credential.identity}."
         return f"In use: {verdict.credential.identity}. APNs did not answer; it will be proved later."
+
+
+def all_but(database: Path | None) -> Callable[[object, str], bool] | None:
+    """A filter of changes: all of a directory, without the database that may lie there and its files.
+
+    These change with every commit. Of others nothing is known: a credential may be exchanged by a link whose
+    name is not its own.
+    """
+    if database is None:
+        return None
+    name = database.name
+    return lambda change, path: not os.path.basename(path).startswith(name)
 
 
 async def _set_at_the_end(event: trio.Event) -> None:

@@ -5,6 +5,7 @@ import ssl
 import time
 from collections import Counter
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import trio
@@ -14,7 +15,7 @@ from fastpush.credentials import ProviderCertificate, SigningKey
 from fastpush.gateway.apps import Apps
 from fastpush.gateway.config import AppSettings, CredentialSettings
 from fastpush.gateway.http import ServerTLS
-from fastpush.gateway.renewal import Offer, Renewal, kept_credentials
+from fastpush.gateway.renewal import Offer, Renewal, all_but, kept_credentials
 from fastpush.notification import Notification, Payload
 from fastpush.simulator import open_simulator
 
@@ -463,3 +464,13 @@ async def test_twenty_swaps_in_full_flow_lose_and_double_nothing(apns, tmp_path,
     assert all(response.accepted for response in responses)
     assert len(seen) == len(responses), "lost"
     assert set(seen.values()) == {1}, "doubled"
+
+
+def test_commits_beside_a_credential_wake_nobody():
+    """The example's layout has key and database in one directory; a link's name may be anything."""
+    matters = all_but(Path("/var/lib/fastpush/gateway.db"))
+    for name in ("gateway.db", "gateway.db-wal", "gateway.db-shm", "gateway.db.lock", "gateway.db.reserve"):
+        assert not matters(None, f"/var/lib/fastpush/{name}")
+    for name in ("AuthKey_ABC123DEFG.p8", "..data", "current", "provider.p12"):
+        assert matters(None, f"/var/lib/fastpush/{name}")
+    assert all_but(None) is None

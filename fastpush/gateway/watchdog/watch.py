@@ -133,6 +133,7 @@ class Watchdog:
             told=self._heard_of_credential,
             reloaded=self._heard_of_own,
             clock=timekeeper.now,
+            database=config.storage.path,
         )
         self._standbys: dict[str, Credential] = {}
         self._own: Certificate | None = None
