@@ -12,6 +12,7 @@ import pytest
 
 from fastpush.gateway.console.charts import Line, chart, scale, shown
 from fastpush.gateway.console.sessions import IDLE, LONGEST, TICKET_FOR, Sessions
+from fastpush.gateway.console.webhooks import expanded
 from fastpush.gateway.outbox import Entry
 from fastpush.gateway.phone import card
 from fastpush.gateway.storage import Limits, open_storage
@@ -315,6 +316,27 @@ async def test_a_preview_sends_and_stores_nothing(house):
     assert "The routes" in (await client.post("/webhooks/preview/result", data=form)).text
     reader = await house.browser("nightwatch")
     assert "Critical: db-07" in (await reader.get("/webhooks/preview", params={"body": form["body"]})).text
+
+
+async def test_a_changed_template_shows_what_it_would_push(house):
+    reader = await house.browser("nightwatch")
+    page = (await reader.get("/webhooks/preview")).text
+    assert "Critical: sw-core-01" in page
+    assert "No answer for three polls" in page
+    asked = {
+        "body": '{"entity": "$entity", "displayName": "$displayName", "stringseverity": "$stringseverity"}'
+    }
+    asked |= {"displayName": "db-07", "stringseverity": "Clear", "message": "never asked for"}
+    page = (await reader.get("/webhooks/preview", params=asked)).text
+    assert "stale.clear_of_unknown" in page
+    asked["stringseverity"] = "Attention"
+    page = (await reader.get("/webhooks/preview", params=asked)).text
+    assert "Attention: db-07" in page
+    assert "never asked for" not in page.partition("What it becomes")[2]
+    assert (
+        expanded("$message $nobody $DeviceField(ipAddress)", {"message": "a", "ipAddress": "b"})
+        == "a $nobody b"
+    )
 
 
 async def test_hostile_text_is_text_on_every_page(house):

@@ -195,6 +195,7 @@ async def test_a_new_certificate_takes_the_banner_away(house):
 
     await browse(house, story)
     found = [(record.name, record.action) for record in await house.gateway.keys.log.read(0, 100)]
+    assert ("alice", "credential.refused") in found
     assert ("alice", "credential.replaced") in found
 
 

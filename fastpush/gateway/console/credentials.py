@@ -94,13 +94,17 @@ async def uploaded(visit: Visit) -> Response:
     file = visit.form.get("file")
     if not isinstance(file, UploadFile) or not file.size:
         raise Problem(422, "file missing", "Choose the file of the new credential.", field="file")
-    told = await visit.gateway.renewals.accept(
-        name,
-        await file.read(),
-        password=visit.given("password") or None,
-        key_id=visit.given("key_id") or None,
-        team_id=visit.given("team_id") or None,
-        by=visit.principal,
-    )
+    try:
+        told = await visit.gateway.renewals.accept(
+            name,
+            await file.read(),
+            password=visit.given("password") or None,
+            key_id=visit.given("key_id") or None,
+            team_id=visit.given("team_id") or None,
+            by=visit.principal,
+        )
+    except Problem:
+        await visit.audit("credential.refused", name)
+        raise
     await visit.audit("credential.replaced", name)
     return visit.back("/credentials", told)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlencode
 
@@ -29,14 +31,34 @@ KINDS = (
     "text/xml",
     "text/plain",
 )
-_EXAMPLE = """{
-  "alarmid": "7",
-  "entity": "sw-core-01_Interface_3",
-  "displayName": "sw-core-01",
-  "stringseverity": "Critical",
-  "category": "Switch",
-  "message": "Interface Gi0/3 is down"
-}"""
+TEMPLATE = (
+    '{"src":"opm1","alarmid":"$alarmid","entity":"$entity","stringseverity":"$stringseverity",\n'
+    '"severity":"$severity","displayName":"$displayName","ipAddress":"$DeviceField(ipAddress)",\n'
+    '"category":"$category","monitor":"$MonitorField(monitorName)","eventType":"$eventType",\n'
+    '"strModTime":"$strModTime","message":"$message"}'
+)
+# What OpManager would put in place of its variables, for an alarm that never was; the form has three of them.
+EXAMPLE = {
+    "alarmid": "4092",
+    "entity": "sw-core-01_Poll",
+    "severity": "1",
+    "category": "Switch",
+    "eventType": "Device Down",
+    "strModTime": "23 Nov 2026 08:15:42 PM UTC",
+    "lastPolledValue": "0",
+    "ipAddress": "192.0.2.7",
+    "type": "Switch",
+    "dependent": "sw-edge",
+    "ifName": "Gi0/3",
+    "monitorName": "Availability",
+}
+SEVERITY_WORDS = ("Critical", "Service Down", "Trouble", "Attention", "Clear", "Info")
+_VARIABLE = re.compile(r"\$(?:[A-Za-z]+\((\w+)\)|(\w+))")
+
+
+def expanded(template: str, values: Mapping[str, str]) -> str:
+    """The template as OpManager posts it: known variables replaced, unknown ones left as they are."""
+    return _VARIABLE.sub(lambda found: values.get(found[1] or found[2], found[0]), template)
 
 
 def routes(console: Console) -> list[BaseRoute]:
@@ -65,7 +87,10 @@ async def previewed(visit: Visit) -> Response:
     given = visit.given if visit.request.method == "POST" else visit.asked
     kind = given("kind", KINDS[0])
     asked = {
-        "body": given("body", _EXAMPLE),
+        "body": given("body", TEMPLATE),
+        "displayName": given("displayName", "sw-core-01")[:256],
+        "stringseverity": given("stringseverity", "Critical")[:64],
+        "message": given("message", "No answer for three polls")[:4096],
         "kind": kind if kind in KINDS else KINDS[0],
         "source": given("source", "opmanager")[:256] or "opmanager",
         "routes": given("routes") or routes_text(visit.gateway.config.routes),
@@ -75,7 +100,9 @@ async def previewed(visit: Visit) -> Response:
         result = await preview(visit, asked)
     except (Problem, ValueError) as error:
         wrong = error.detail if isinstance(error, Problem) else str(error)
-    return visit.render("preview.html", asked=asked, kinds=KINDS, wrong=wrong, result=result)
+    return visit.render(
+        "preview.html", asked=asked, kinds=KINDS, severities=SEVERITY_WORDS, wrong=wrong, result=result
+    )
 
 
 async def preview(visit: Visit, asked: dict[str, str]) -> dict[str, Any]:
@@ -85,7 +112,7 @@ async def preview(visit: Visit, asked: dict[str, str]) -> dict[str, Any]:
       ValueError: the routes are none.
     """
     gateway = visit.gateway
-    event = parse(asked["body"].encode(), asked["kind"], source=asked["source"])
+    event = parse(expanded(asked["body"], EXAMPLE | asked).encode(), asked["kind"], source=asked["source"])
     if event.unreadable or event.is_test:
         return {"event": event, "row": None}
     history = await gateway.alarms.get(alarm_digest(event.source, alarm_key(event)), limit=1)
