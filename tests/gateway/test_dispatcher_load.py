@@ -124,7 +124,7 @@ async def test_o5_high_priority_goes_out_while_all_streams_are_busy(tmp_path):
         acceptance = await house.accept([entry(200_000 + number, high=True) for number in range(100)])
         ends = await house.dispatcher.wait_for(acceptance, 5)
         assert len(ends) == 100
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 2.5, "behind the others it would be three seconds and more"
 
 
 async def test_d10_nothing_arrives_after_its_expiration(tmp_path):
