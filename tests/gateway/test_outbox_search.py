@@ -2,6 +2,7 @@
 
 import pytest
 import trio
+import trio.testing
 
 from fastpush.gateway.outbox import Audience, End, Entry, Retry
 from fastpush.gateway.outbox.sqlite import Keep
@@ -287,11 +288,43 @@ async def test_a_random_history_is_found_as_it_was(life, seed):
 
 async def test_the_index_is_filled_while_it_runs(life):
     async with life as outbox, trio.open_nursery() as nursery:
-        await outbox.accept(APP, entries(3))
+        accepted = await outbox.accept(APP, entries(3))
         life.clock.now += 60
         await nursery.start(outbox.run)
         with trio.fail_after(5):
-            while not outbox._indexer.indexed:  # noqa: ASYNC110 (nobody is told)
-                await trio.sleep(0.01)
+            await outbox.wait_for_index(accepted.batch)
         assert len(await all_of(outbox)) == 3
         nursery.cancel_scope.cancel()
+
+
+async def test_who_waits_for_the_index_waits_for_ends_too(life):
+    async with life as outbox, trio.open_nursery() as nursery:
+        done = []
+
+        async def wait(batch):
+            await outbox.wait_for_index(batch)
+            done.append(await all_of(outbox, outcome="accepted"))
+
+        async def fill():
+            await outbox._fill_index()
+            await trio.testing.wait_all_tasks_blocked()
+
+        accepted = await outbox.accept(APP, entries(3))
+        nursery.start_soon(wait, accepted.batch)
+        await fill()
+        assert done == [], "it was accepted just now: searches look at it itself"
+        life.clock.now += 60
+        claims = await outbox.claim(APP, 3)
+        fill_once = outbox._indexer._fill
+
+        async def settled_meanwhile(now):
+            await fill_once(now)
+            await outbox.settle(ends(claims))
+
+        outbox._indexer._fill = settled_meanwhile
+        await fill()
+        assert outbox._indexer.indexed >= accepted.batch
+        assert done == [], "its ends are not in the index"
+        outbox._indexer._fill = fill_once
+        await fill()
+        assert [len(found) for found in done] == [3]

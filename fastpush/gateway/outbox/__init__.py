@@ -486,6 +486,9 @@ class Outbox(Protocol):
         Raises ValueError: the cursor is none of ours.
         """
 
+    async def wait_for_index(self, batch: int) -> None:
+        """Return when all up to this batch is searched for in the index; some 20 s after its acceptance."""
+
     async def failures(self, app: str | None = None) -> list[Failures]:
         """The dead letters, by app and reason, most first."""
 

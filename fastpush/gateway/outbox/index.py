@@ -24,6 +24,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
+import trio
 
 from fastpush.gateway.outbox.packing import read_ends, read_log, read_only_end
 from fastpush.gateway.storage import Storage
@@ -113,6 +114,7 @@ class Indexer:
         self._storage = storage
         self._touched: set[int] = set()
         self._loaded = False
+        self._filled = trio.Event()  # set when everything that was due is in the index
         self._indexed = 0
         self._numbers = [0, 1]
         """The newest segments of either kind."""
@@ -129,8 +131,20 @@ class Indexer:
             self._touched.clear()
             self._loaded = False  # look through all that is open instead
 
+    async def wait_for(self, batch: int) -> None:
+        """Return when the index has everything up to this batch, with the ends that it has by then."""
+        while True:
+            await self._filled.wait()
+            if self._indexed >= batch and not any(number <= batch for number in self._touched):
+                return
+
     async def run_once(self, now: float) -> None:
         """Index what is due, a segment at a time."""
+        await self._fill(now)
+        self._filled.set()
+        self._filled = trio.Event()
+
+    async def _fill(self, now: float) -> None:
         storage = self._storage
         if not self._loaded:
             self._indexed, numbers, touched = await storage.read(_open_segments)

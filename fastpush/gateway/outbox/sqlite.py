@@ -701,6 +701,9 @@ class SqliteOutbox:
             lambda connection: search.search(connection, query, cursor, limit, indexed)
         )
 
+    async def wait_for_index(self, batch: int) -> None:
+        await self._indexer.wait_for(batch)
+
     async def failures(self, app: str | None = None) -> list[Failures]:
         indexed = self._indexer.indexed
         return await self._storage.read(lambda connection: search.failures(connection, indexed, app))
