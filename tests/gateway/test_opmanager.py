@@ -103,6 +103,21 @@ def test_a_test_is_known_by_ids_without_values() -> None:
         alarm_key(read("json-test-action"))
 
 
+@pytest.mark.parametrize("body", [b"", b" \r\n\t", b"\0", b"\xef\xbb\xbf", b"\xff\xfe"])
+def test_a_body_without_a_template_is_empty(body: bytes) -> None:
+    assert "empty" in parse(body).quirks
+
+
+@pytest.mark.parametrize(
+    "body", [b"\0\0", b"\0" * 300, b"\x1c\x1d\x1e\x1f", b"\x0b\x0c", b" \0\r\n", b"\1\2\3"]
+)
+def test_a_body_of_control_octets_is_damaged_and_not_empty(body: bytes) -> None:
+    """An alarm that came as zeros is nobody's trial of the webhook."""
+    event = parse(body)
+    assert event.unreadable
+    assert "empty" not in event.quirks
+
+
 def test_alarms_are_told_apart() -> None:
     """By entity, else by device and alarm id, else by device, monitor and event type."""
     entity = parse(b"entity=a&alarmid=1&displayName=d&severity=1")

@@ -31,6 +31,7 @@ MAX_FIELDS = 256  # with known keys; OpManager's variables are about fifty
 MAX_QUIRKS = 16
 _MAX_KEY_CHARACTERS = 128
 _MAX_PARTS = 4096
+_BLANKS = " \t\r\n"  # what a body may have that says nothing; any other control octet is damage
 _MAX_DEPTH = 64  # of XML; JSON is bounded by the interpreter's own stack
 
 # What may stand round the fields. A text key of the same name holds a text and no object.
@@ -86,8 +87,10 @@ def read_body(octets: bytes, content_type: str, known: Set[str]) -> Body:
     body.text = decoded(octets, body)
     text = body.text.strip().strip("\0").strip()
     kind, options = _media_type(content_type)
-    if not text:
+    if not body.text.removesuffix("\0").strip(_BLANKS):  # a program in C may send the end of its string, too
         body.note("empty")
+    elif not text:
+        pass  # octets, and nothing to read in them: what was meant is lost, and somebody should know
     elif _looks_multipart(text, kind, options.get("boundary")):
         _note_if(body, kind != "multipart/form-data", "unexpected_multipart")
         _read_multipart(octets, options.get("boundary", ""), body, known)
