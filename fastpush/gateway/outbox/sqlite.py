@@ -1,22 +1,21 @@
 """The outbox in the gateway's SQLite file.
 
-What is claimed and who waits is memory's; what was accepted and what became of it is the disk's. A batch that
-is accepted goes straight to the lane's ready notifications while these are few. From the first one that finds
-no room the lane is *behind*: what follows is read back from disk by pages, in the order of its acceptance,
-until the newest is reached. So a backlog of millions takes the memory of a page, and a restart reads nothing
-but counts.
+What is claimed and who waits is memory's; what was accepted and what became of it is the disk's. So a backlog
+of millions takes the memory of a page, and a restart reads nothing but counts. backlog.py has how what waits
+gets from disk into memory, settlement.py how what became of it gets back, search.py and dead_letters.py what
+is asked and done later.
 
 Nothing in memory runs ahead of the disk: a batch counts as ended when the commit that says so has come back.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 import msgspec
@@ -34,7 +33,6 @@ from fastpush.gateway.outbox import (
     Entry,
     Failures,
     Fanout,
-    Hit,
     Idempotency,
     IdempotencyConflict,
     Outbox,
@@ -45,20 +43,22 @@ from fastpush.gateway.outbox import (
     SentAgain,
     StreamState,
     Waiting,
+    dead_letters,
     records,
     schema,
     search,
 )
+from fastpush.gateway.outbox.accepting import KEY_COLUMN, accepting, name_of
+from fastpush.gateway.outbox.backlog import Backlog
 from fastpush.gateway.outbox.history import Keep, Keeper, keep_house
 from fastpush.gateway.outbox.index import Indexer
-from fastpush.gateway.outbox.lanes import NEVER, App, Batch, Lane, Memory, Walk, claimed
+from fastpush.gateway.outbox.lanes import App, Memory, Walk
 from fastpush.gateway.outbox.packing import pack_entries
 from fastpush.gateway.outbox.settlement import Kinds, Settlement
-from fastpush.gateway.storage import Job, Storage, StorageFull, StorageUnknown, Value, pour
+from fastpush.gateway.outbox.work import Work
+from fastpush.gateway.storage import Job, Storage, StorageFull, StorageUnknown, Value
 
 __all__ = ["Keep", "OutboxLimits", "SqliteOutbox", "open_outbox"]
-
-PAGE_ENTRIES = 2_000
 
 
 class OutboxLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,18 +119,18 @@ class SqliteOutbox:
         self._limits = limits
         self._clock = clock
         self._memory = Memory()
+        self._work = Work(self._memory, clock)
         self._keeper = Keeper(storage, keep, clock)
         self._indexer = Indexer(storage)
-        self._doubtful: dict[int, int] = {}  # the sizes of batches that may have been stored
-        self._counted: set[int] = set()  # batches whose earlier ends were counted before their lane was read
+        self._backlog = Backlog(
+            storage, self._memory, kinds, clock, self._work,
+            ready_entries=limits.ready_entries, ready_octets=limits.ready_octets,
+        )  # fmt: skip
         self._last_id = 0
         # Not `secrets`: the kernel's call lets go of Python's lock, which costs 90 µs under load.
         self._chance = random.Random(os.urandom(16))
-        self._first_log = self._last_log = 0
+        self._last_log = 0
         self._naming = trio.Lock()
-        self._changed = trio.Event()
-        self._version = 1
-        self._announced = 0.0
         self.max_waiting: dict[str, int] = {}
         """By app: when as many wait nothing more of it is taken. May be changed at any time."""
 
@@ -142,7 +142,7 @@ class SqliteOutbox:
         self._last_id = await storage.read(records.last_id)
         self._last_log = await storage.write(records.count_start, essential=True) << 32
         now, log_id = self._clock(), self._next_log()
-        self._first_log = log_id + 1  # what ends here has ended before
+        self._backlog.first_log = log_id + 1  # what ends here has ended before
         await storage.write(
             lambda connection: records.end_what_was_sending(connection, log_id, now), essential=True
         )
@@ -166,7 +166,7 @@ class SqliteOutbox:
             self._keeper,
             self._memory.apps.values,
             self._settle_done,
-            self.take_up_doubtful,
+            self._backlog.take_up_doubtful,
             self._fill_index,
         )
 
@@ -187,11 +187,6 @@ class SqliteOutbox:
         """Grows over all starts, whatever the clock does."""
         self._last_log += 1
         return self._last_log
-
-    def _notify(self) -> None:
-        self._version += 1
-        self._changed.set()
-        self._changed = trio.Event()
 
     async def _app(self, name: str) -> App:
         found = self._memory.apps.get(name)
@@ -243,15 +238,15 @@ class SqliteOutbox:
         )
         row = (
             self._kinds.accept, acceptance.batch, lane.number, len(entries), acceptance.received_at, source,
-            acceptance.tag, int(bool(own)), head, payloads, *_name(idempotency),
+            acceptance.tag, int(bool(own)), head, payloads, *name_of(idempotency),
         )  # fmt: skip
         return await self._store(
             acceptance,
             row,
             idempotency,
-            None if chunk is None and also is None else _accepting(acceptance, row, chunk, also),
-            lambda: self._queue(lane, acceptance, entries, octets),
-            lambda: self._doubt(lane, acceptance),
+            None if chunk is None and also is None else accepting(acceptance, row, chunk, also),
+            lambda: self._backlog.add(lane, acceptance, entries, octets),
+            lambda: self._backlog.doubt(lane, acceptance),
         )
 
     async def accept_fanout(
@@ -279,14 +274,14 @@ class SqliteOutbox:
         )  # fmt: skip
         row = (
             self._kinds.fanout, acceptance.batch, lane.number, acceptance.received_at, source, acceptance.tag,
-            msgspec.msgpack.encode(audience), None, head, payloads, *_name(idempotency),
+            msgspec.msgpack.encode(audience), None, head, payloads, *name_of(idempotency),
         )  # fmt: skip
 
         def stored() -> None:
             if acceptance.batch <= lane.purged:
                 return
             self._memory.add_walk(Walk(lane, fanout, walked=False, parked=0))
-            self._notify()
+            self._work.notify()
 
         return await self._store(
             acceptance,
@@ -294,9 +289,9 @@ class SqliteOutbox:
             idempotency,
             None
             if also is None
-            else _accepting(acceptance, row, None, lambda connection, _: also(connection)),
+            else accepting(acceptance, row, None, lambda connection, _: also(connection)),
             stored,
-            lambda: self._doubtful.__setitem__(acceptance.batch, 0),
+            lambda: self._backlog.doubt_fanout(acceptance.batch),
             () if rows is None else rows(acceptance.batch),
         )
 
@@ -363,54 +358,13 @@ class SqliteOutbox:
         digest, batch, count, received_at, tag, own = found
         if idempotency is None or bytes.fromhex(digest) != idempotency.digest:
             raise IdempotencyConflict("this idempotency key was used before, for another content")
-        if batch in self._doubtful:
-            await self.take_up_doubtful()  # refused as unknown, and here: promised from now on
+        if self._backlog.is_doubtful(batch):
+            await self._backlog.take_up_doubtful()  # refused as unknown, and here: promised from now on
         ids = await self._storage.read(lambda connection: records.own_ids(connection, batch)) if own else {}
         return Acceptance(batch, count, received_at, True, tag, ids)
 
-    def _queue(self, lane: Lane, acceptance: Acceptance, entries: Sequence[Entry], octets: int) -> None:
-        """Let a durable batch be claimed: from memory if there is room, otherwise from disk."""
-        memory, limits, number = self._memory, self._limits, acceptance.batch
-        if number <= lane.purged:
-            lane.app.purged_late += len(entries)
-            return
-        memory.count_down(lane, -len(entries))
-        if lane.app.oldest_at is None:
-            lane.app.oldest_at = acceptance.received_at
-        lane.newest = max(lane.newest, number)
-        if lane.cursor < number:  # otherwise it was read back already
-            room = (
-                memory.ready_entries + len(entries) <= limits.ready_entries
-                and memory.ready_octets + octets <= limits.ready_octets
-            )
-            if lane.behind or not room:
-                lane.behind = True
-            else:
-                lane.cursor = number
-                batch = memory.batches[number] = Batch(lane, len(entries), set(), whole=True)
-                memory.make_ready(lane, batch, number, acceptance.tag, enumerate(entries))
-        self._notify()
-
-    def _doubt(self, lane: Lane, acceptance: Acceptance) -> None:
-        """Read the lane again from before a batch that may have been stored all the same."""
-        self._doubtful[acceptance.batch] = acceptance.count
-        lane.cursor = min(lane.cursor, acceptance.batch - 1)
-        lane.newest = max(lane.newest, acceptance.batch)
-        lane.behind = True
-        self._notify()
-
     async def take_up_doubtful(self) -> None:
-        doubtful = {number for number, count in self._doubtful.items() if not count}
-        if not doubtful or not self._storage.healthy:
-            return
-        state = await self._storage.read(records.state)
-        for number, fanout, walked, parked in state.fanouts:
-            lane = self._memory.lanes[number]
-            if fanout.id in doubtful and fanout.id in self._doubtful and fanout.id > lane.purged:
-                self._memory.add_walk(Walk(lane, fanout, walked, parked))
-        for fanout_id in doubtful:
-            self._doubtful.pop(fanout_id, None)
-        self._notify()
+        await self._backlog.take_up_doubtful()
 
     # Uploads in chunks.
 
@@ -418,7 +372,7 @@ class SqliteOutbox:
         self, app: str, *, source: str = "", idempotency: Idempotency | None = None
     ) -> StreamState:
         owner = await self._app(app)
-        stream, now, key = self._next_id(), self._clock(), _name(idempotency)[0]
+        stream, now, key = self._next_id(), self._clock(), name_of(idempotency)[0]
         return await self._storage.write(
             lambda connection: records.open_stream(connection, stream, owner.number, now, source, key)
         )
@@ -440,27 +394,13 @@ class SqliteOutbox:
         try:
             for lane in owner.lanes:
                 if high is None or high is (lane is owner.high):
-                    await self._take(lane, limit, claims)
+                    await self._backlog.take(lane, limit, claims)
             await self._mark_sending([claim for claim in claims if claim.entry.delivery == "once"])
         except BaseException:
             self._memory.put_back(claims)
-            self._notify()
+            self._work.notify()
             raise
         return claims
-
-    async def _take(self, lane: Lane, limit: int, claims: list[Claimed]) -> None:
-        """Fill up to `limit` claims: retries that are due, then what has waited longest."""
-        if not lane.due and lane.next_due <= self._clock() * 1_000 and len(claims) < limit:
-            await self._read_due(lane)
-        while lane.due and len(claims) < limit:
-            claims.append(lane.due.popleft())
-        while len(claims) < limit:
-            if lane.ready:
-                claims += self._memory.take_ready(lane, limit - len(claims))
-            elif lane.behind:
-                await self._read_lane(lane)
-            else:
-                break
 
     async def _mark_sending(self, claims: Sequence[Claimed]) -> None:
         marking = [claim for claim in claims if claim.index >= 0]
@@ -472,112 +412,6 @@ class SqliteOutbox:
         for claim in marking:
             self._memory.batches[claim.batch].marked.add(claim.index)
 
-    async def _read_lane(self, lane: Lane) -> None:
-        """Read the next page of a lane that is behind."""
-        async with lane.reading:
-            if lane.ready or not lane.behind:
-                return
-            after, newest = lane.cursor, lane.newest
-            lane.ended_since, lane.parked_since = {}, {}
-            page = await self._storage.read(
-                lambda connection: records.lane_page(
-                    connection, lane.number, after, PAGE_ENTRIES, self._first_log
-                )
-            )
-            if lane.cursor != after:
-                return  # a doubtful batch set it back meanwhile
-            for found in page:
-                lane.cursor = found.batch
-                self._take_up(lane, found)
-            if not page and lane.newest == newest:
-                # All that was committed before this page was read is in memory, and nothing came since.
-                lane.behind = False
-
-    def _take_up(self, lane: Lane, found: records.Found) -> None:
-        """Let a batch be claimed that was read from disk, unless it is in memory already."""
-        memory = self._memory
-        if found.batch <= lane.purged:
-            return
-        memory.count_down(lane, -self._doubtful.pop(found.batch, 0))
-        if found.batch in self._counted:
-            self._counted.discard(found.batch)
-        else:
-            memory.count_down(lane, found.ended_earlier)
-        batch = memory.batches.get(found.batch)
-        if batch is None:
-            batch = self._batch_of(lane, found, whole=True)
-            if found.rest or not batch.left:
-                memory.done.append((found.batch, lane.number))
-                return
-            memory.batches[found.batch] = batch
-        elif batch.whole:
-            return
-        batch.whole = True
-        gone = batch.ended | found.ended | found.parked | lane.parked_since.get(found.batch, set())
-        todo = ((index, entry) for index, entry in enumerate(found.entries) if index not in gone)
-        memory.make_ready(lane, batch, found.batch, found.tag, todo)
-        memory.let_go(found.batch)
-
-    def _batch_of(self, lane: Lane, found: records.Found, *, whole: bool) -> Batch:
-        """A batch as it was read, and what was settled while it was."""
-        ended = found.ended | lane.ended_since.get(found.batch, set())
-        return Batch(lane, found.size, ended, whole=whole)
-
-    async def _read_due(self, lane: Lane) -> None:
-        """Read the next retries that are due."""
-        memory = self._memory
-        async with lane.reading:
-            now, cursor = int(self._clock() * 1_000), lane.due_cursor
-            if lane.due or lane.next_due > now:
-                return
-            lane.ended_since, lane.parked_since = {}, {}
-            # Behind all that is due now; what is parked while this is read is due later.
-            lane.due_cursor, lane.next_due = (now + 1, 0, 0, ""), NEVER
-            try:
-                page = await self._storage.read(
-                    lambda connection: records.due_page(
-                        connection, lane.number, now, cursor, PAGE_ENTRIES // 4, self._first_log
-                    )
-                )
-            except BaseException:
-                lane.due_cursor, lane.next_due = cursor, min(lane.next_due, now)
-                raise
-            stale: list[tuple[Any, ...]] = []
-            for due, number, index, device, attempts in page.rows:
-                if number <= lane.purged:
-                    continue
-                if device:
-                    walk = memory.walks.get(number)
-                    if walk is None:
-                        continue
-                    entry = msgspec.structs.replace(walk.fanout.entry, device_token=device)
-                    claim = Claimed(number, -1, walk.fanout.apns_id(device), entry, attempts)
-                else:
-                    found = page.batches.get(number)
-                    if found is None or found.rest or index in found.ended:
-                        # The process died in the middle of a purge.
-                        stale.append((self._kinds.unpark, lane.number, due, number, index, ""))
-                        continue
-                    batch = memory.batches.get(number)
-                    if batch is None:
-                        if number > lane.cursor and number not in self._counted:
-                            # It may be gone before the lane is read that far.
-                            self._counted.add(number)
-                            memory.count_down(lane, found.ended_earlier)
-                        batch = self._batch_of(lane, found, whole=number <= lane.cursor)
-                        memory.batches[number] = batch
-                    batch.held += 1
-                    claim = claimed(number, index, found.tag, found.entries[index], attempts)
-                memory.parked[(number, index, device)] = (lane, due)
-                lane.due.append(claim)
-            if page.more:
-                lane.due_cursor = page.rows[-1][:4]
-            if page.next_due is not None:
-                lane.next_due = min(lane.next_due, page.next_due)
-                self._notify()  # who began to wait while it was read knew of no due time
-            if stale:
-                self._storage.submit(Job(rows=stale, essential=True))
-
     async def survey(
         self, app: str, after: int, *, high: bool
     ) -> tuple[list[tuple[str, str, int, int]], int | None]:
@@ -585,18 +419,7 @@ class SqliteOutbox:
         owner = self._memory.apps.get(app)
         if owner is None:
             return [], None
-        number = (owner.high if high else owner.normal).number
-        page = await self._storage.read(
-            lambda connection: records.lane_page(connection, number, after, PAGE_ENTRIES, self._first_log)
-        )
-        names = [
-            (entry.device_token, entry.collapse_id, found.batch, index)
-            for found in page
-            if not found.rest
-            for index, entry in enumerate(found.entries)
-            if entry.collapse_id is not None and index not in found.ended and entry.device_token is not None
-        ]
-        return names, page[-1].batch if page else None
+        return await self._backlog.survey(owner.high if high else owner.normal, after)
 
     async def claim_fanouts(self, app: str) -> list[Fanout]:
         await trio.lowlevel.checkpoint()
@@ -666,7 +489,7 @@ class SqliteOutbox:
             else:
                 self._indexer.touch(settlement.batches)
                 if settlement.recorded():
-                    self._notify()
+                    self._work.notify()
             done()
 
         job: Job[None] = Job(finished, rows=settlement.rows, essential=True)
@@ -716,58 +539,18 @@ class SqliteOutbox:
         reason: str | None = None,
         expires_after: float = 86_400.0,
     ) -> SentAgain:
+        again = partial(dead_letters.send_again, self._storage, self._accept)
+        expiration = int(self._clock() + expires_after)
         if apns_id is not None:
-            return await self._send_again([await self._dead_letter(apns_id)], expires_after)
+            return await again([dead_letters.dead_letter(await self.find(apns_id))], expiration=expiration)
         total, cursor = SentAgain(0, (), 0), None
         while True:
             page = await self.search(app=app, outcome="failed", reason=reason, cursor=cursor, limit=1_000)
-            done = await self._send_again([hit for hit in page.rows if not hit.sent_again], expires_after)
+            done = await again([hit for hit in page.rows if not hit.sent_again], expiration=expiration)
             total = SentAgain(total.count + done.count, total.batches + done.batches, total.gone + done.gone)
             cursor = page.cursor
             if cursor is None:
                 return total
-
-    async def _dead_letter(self, apns_id: bytes) -> Hit:
-        record = await self.find(apns_id)
-        if record is None:
-            raise LookupError("there is no such notification")
-        if record.outcome in (None, "accepted"):
-            raise LookupError("it was accepted by APNs" if record.outcome else "it has no end yet")
-        if record.sent_again is not None:
-            raise LookupError("it was sent again already")
-        return Hit(
-            apns_id, record.batch, record.index, record.entry.device_token, record.app, record.source,
-            record.received_at, record.outcome,
-        )  # fmt: skip
-
-    async def _send_again(self, hits: Sequence[Hit], expires_after: float) -> SentAgain:
-        """Accept what is left of these; a batch for each app and source."""
-        contents = await self._storage.read(lambda connection: records.contents(connection, hits))
-        groups: dict[tuple[str, str], list[tuple[Hit, Entry]]] = {}
-        for hit, entry in reversed(list(zip(hits, contents, strict=True))):  # the oldest first
-            if entry is not None:
-                groups.setdefault((hit.app, hit.source), []).append((hit, entry))
-        expiration = int(self._clock() + expires_after)
-        count, batches = 0, []
-        for (app, source), group in groups.items():
-            entries = [
-                msgspec.structs.replace(entry, apns_id=None, expiration=entry.expiration and expiration)
-                for _, entry in group
-            ]
-            try:
-                accepted = await self._accept(
-                    app,
-                    entries,
-                    source,
-                    also=lambda connection, acceptance, group=group: _link(  # type: ignore[misc]
-                        connection, acceptance, [hit for hit, _ in group]
-                    ),
-                )
-            except sqlite3.IntegrityError:
-                raise LookupError("some of it was sent again meanwhile, and nothing now") from None
-            count += accepted.count
-            batches.append(accepted.batch)
-        return SentAgain(count, tuple(batches), contents.count(None))
 
     def waiting(self) -> dict[str, Waiting]:
         return {
@@ -776,23 +559,7 @@ class SqliteOutbox:
         }
 
     async def wait_for_work(self, seen: int = 0) -> int:
-        await trio.lowlevel.checkpoint()
-        while self._version == seen:
-            now = self._clock() * 1_000
-            due = min(
-                (
-                    lane.next_due
-                    for lane in self._memory.lanes.values()
-                    if lane.next_due > self._announced and not lane.app.paused
-                ),
-                default=NEVER,
-            )
-            with trio.move_on_after(max(0.0, due - now) / 1_000) as waiting:
-                await self._changed.wait()
-            if waiting.cancelled_caught and self._clock() * 1_000 >= due:
-                self._announced = due
-                self._version += 1
-        return self._version
+        return await self._work.wait(seen)
 
     # An operator's commands.
 
@@ -801,7 +568,7 @@ class SqliteOutbox:
 
     async def resume(self, app: str) -> None:
         await self._set_paused(app, False)
-        self._notify()
+        self._work.notify()
 
     async def _set_paused(self, name: str, paused: bool) -> None:
         app = await self._app(name)
@@ -818,84 +585,9 @@ class SqliteOutbox:
         # From here on nothing of it is handed out, and what comes back from the disk is left out.
         purged = self._memory.purge(owner, upto)
         for lane in owner.lanes:
-            await self._purge_lane(lane, upto, now)
+            await self._backlog.purge(lane, upto, self._next_log(), now)
         return purged + owner.purged_late
-
-    async def _purge_lane(self, lane: Lane, upto: int, now: float) -> None:
-        """In chunks, between which others commit."""
-        number, log_id, write = lane.number, self._next_log(), self._storage.write
-        async with lane.reading:
-            # First: what was accepted before is on disk once the first of these comes back.
-            while await write(
-                lambda connection: records.purge(connection, number, upto, log_id, now, 1_000), essential=True
-            ):
-                pass
-            await write(
-                lambda connection: records.purge_fanouts(connection, number, upto, log_id, now),
-                essential=True,
-            )
-            while await write(
-                lambda connection: records.purge_retries(connection, number, upto, 1_000), essential=True
-            ):
-                pass
-            lane.cursor = max(lane.cursor, upto)
-
-
-def _link(connection: sqlite3.Connection, acceptance: Acceptance, hits: Sequence[Hit]) -> None:
-    """Remember what is sent again. It fails when one of them was before."""
-    connection.executemany(
-        "INSERT INTO again VALUES (?, ?, ?, ?)",
-        [
-            (
-                hit.batch,
-                hit.index,
-                (hit.device_token or "") if hit.index < 0 else "",
-                acceptance.apns_id(place),
-            )
-            for place, hit in enumerate(hits)
-        ],
-    )
 
 
 if TYPE_CHECKING:
     _KEEPS_THE_CONTRACT: type[Outbox] = SqliteOutbox
-
-KEY_COLUMN = 10
-
-
-def _name(idempotency: Idempotency | None) -> tuple[bytes | None, bytes | None]:
-    """Key and digest as they are stored."""
-    if idempotency is None:
-        return None, None
-    named = f"{len(idempotency.principal)}:{idempotency.principal}{idempotency.key}"
-    return hashlib.sha256(named.encode()).digest()[:20], idempotency.digest
-
-
-def _accepting(
-    acceptance: Acceptance,
-    row: tuple[Any, ...],
-    chunk: Chunk | None,
-    also: Callable[[sqlite3.Connection, Acceptance], object] | None,
-) -> Callable[[sqlite3.Connection], list[Any] | None]:
-    """An acceptance as a change, together with what else belongs in its transaction."""
-
-    def change(connection: sqlite3.Connection) -> list[Any] | None:
-        if row[KEY_COLUMN] is not None:
-            found = connection.execute(schema.KNOWN_ONE, (row[KEY_COLUMN],)).fetchone()
-            if found is not None:
-                return list(found)
-        if chunk is not None:
-            moved = connection.execute(
-                "UPDATE stream SET lines = ?, running_hash = ?, entries = entries + ?"
-                " WHERE id = ? AND lines = ?",
-                (chunk.lines, chunk.running_hash, acceptance.count, chunk.stream, chunk.lines_before),
-            )
-            if moved.rowcount != 1:
-                raise IdempotencyConflict("another upload under the same idempotency key is under way")
-            connection.execute("INSERT INTO stream_part VALUES (?, ?)", (chunk.stream, acceptance.batch))
-        pour(connection, [row])
-        if also is not None:
-            also(connection, acceptance)
-        return None
-
-    return change
