@@ -1,5 +1,7 @@
 """Send Apple push notifications by the thousand over a few HTTP/2 connections."""
 
+# First: Ctrl-C may come while the others are imported.
+from fastpush import _begun_as_command  # noqa: F401  # isort: split
 from fastpush.client import Client, Responses, open_client
 from fastpush.credentials import ProviderCertificate, SigningKey
 from fastpush.errors import (

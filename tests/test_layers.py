@@ -51,7 +51,7 @@ FLOORS = [
     ["_apple_certificate"],
     ["errors"],
     ["_json"],
-    ["_buffer", "_vectorcall"],
+    ["_buffer", "_vectorcall", "_begun_as_command"],
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

@@ -15,7 +15,7 @@ from fastpush.cli.doctor import doctor
 from fastpush.cli.keys import keys
 from fastpush.cli.notices import notices
 from fastpush.cli.outbox import outbox
-from fastpush.cli.running import show_warnings
+from fastpush.cli.running import Program, show_warnings
 from fastpush.cli.send import send
 from fastpush.cli.serve import serve
 from fastpush.cli.simulate import simulate
@@ -40,7 +40,7 @@ def show_version(context: click.Context, option: click.Parameter, asked: bool) -
     context.exit()
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
 @click.option(
     "--version",
     is_flag=True,

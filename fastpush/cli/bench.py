@@ -10,7 +10,8 @@ from pathlib import Path
 
 import click
 
-from fastpush.cli.running import INTERRUPTED, Misuse
+from fastpush._begun_as_command import INTERRUPTED
+from fastpush.cli.running import Misuse
 
 __all__ = ["bench"]
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import click
 import orjson
 import trio
 
-INTERRUPTED = 130
-"""What a shell expects of a program that Ctrl-C has ended."""
+from fastpush._begun_as_command import INTERRUPTED, take_over
+
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+"""What writing to a good file may come to: as `> /dev/full`."""
 
 
 class Failure(click.ClickException):
@@ -29,25 +34,70 @@ class Misuse(click.ClickException):
     exit_code = 2
 
 
+class Program(click.Group):
+    """All commands. However one of them ends, a traceback is of a mistake of ours and of nothing else."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run the command and leave with its exit code."""
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        try:
+            take_over()
+            code = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        except click.Abort:  # click's word for Ctrl-C
+            self._tell("interrupted")
+            code = INTERRUPTED
+        except click.ClickException as failure:
+            failure.show()
+            code = failure.exit_code
+        except OSError as error:
+            if error.errno not in UNWRITABLE or error.filename is not None:
+                raise
+            self._tell(f"Error: cannot write: {error.strerror}")
+            code = 1
+        finally:
+            let_go_of_output()
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def _tell(self, text: str) -> None:
+        with suppress(OSError):  # the same disk may be behind standard error
+            write_note(text)
+
+
+def let_go_of_output() -> None:
+    """Drop what standard output does not take, or Python would try once more at its end, and complain."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
 def run(function: Callable[[], Awaitable[int]]) -> NoReturn:
     """Run an async function and leave with the code that it returns.
 
-    A Ctrl-C before the function has begun to listen for it comes out of trio as a group of exceptions.
+    A Ctrl-C before the function has begun to listen for it comes out of trio as a group of exceptions, and
+    so does what standard output does not take.
     """
     try:
         code = trio.run(function)
-    except KeyboardInterrupt:
-        code = INTERRUPTED
     except BaseExceptionGroup as group:
         # Not `except*`: what is raised there leaves as a group again, on some versions of Python.
         only = alone(group)
-        if isinstance(only, KeyboardInterrupt):
-            code = INTERRUPTED
-        elif isinstance(only, click.ClickException):
+        if isinstance(only, (KeyboardInterrupt, OSError, click.ClickException)):
             raise only from None
-        else:
-            raise
-    sys.stdout.flush()
+        raise
+    if sys.stdout is not None:
+        sys.stdout.flush()
     raise SystemExit(code)
 
 

@@ -14,9 +14,10 @@ import click
 import orjson
 import trio
 
+from fastpush._begun_as_command import INTERRUPTED
 from fastpush.cli.account import Account, Results, open_meter, reason_of
 from fastpush.cli.lines import Source
-from fastpush.cli.running import INTERRUPTED, Failure, Misuse, on_interrupt, run, write_json, write_note
+from fastpush.cli.running import Failure, Misuse, on_interrupt, run, write_json, write_note
 from fastpush.client import Client, open_client
 from fastpush.credentials import Credential, ProviderCertificate, SigningKey
 from fastpush.errors import CredentialRefused, FastpushError, InvalidCredential, InvalidNotification

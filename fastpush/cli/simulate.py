@@ -92,6 +92,7 @@ def simulate(
         )
 
     async def main() -> int:
+        listening = False
         try:
             async with (
                 trio.open_nursery() as nursery,
@@ -106,6 +107,7 @@ def simulate(
                     ledger_file=ledger,
                 ) as simulator,
             ):
+                listening = True
                 interrupted = trio.Event()
                 await nursery.start(on_interrupt, interrupted.set)
                 files = write_files(simulator, folder, topics)
@@ -115,7 +117,7 @@ def simulate(
                 write_note(summary(simulator))
         except (OSError, BaseExceptionGroup) as failed:
             error = alone(failed)
-            if not isinstance(error, OSError):
+            if listening or not isinstance(error, OSError):
                 raise
             raise Misuse(
                 f"cannot listen on {host}:{port}: {error.strerror or error}; --port 0 takes a free port"
