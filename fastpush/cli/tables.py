@@ -15,6 +15,7 @@ __all__ = ["DURATION", "EXPIRY", "day", "table"]
 COLUMNS = 80
 GAP = "  "
 LEAST = 6
+END_OF_CALENDAR = 253_402_300_800.0  # the first second of the year 10000, which datetime does not have
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0, "w": 7 * 86_400.0}
 _DURATION = re.compile(r"(\d{1,9})([smhdw])", re.ASCII)
 
@@ -37,7 +38,9 @@ def _fitted(cell: str, wide: int) -> str:
 
 def day(at: float | None, never: str = "-") -> str:
     """The day of an instant, UNIX seconds; UTC."""
-    return never if at is None else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d")
+    if at is None:
+        return never
+    return "after 9999" if at >= END_OF_CALENDAR else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d")
 
 
 class _Duration(click.ParamType):  # type: ignore[type-arg]  # no generic before click 8.4

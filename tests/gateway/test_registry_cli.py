@@ -2,6 +2,7 @@
 
 import json
 import re
+import sqlite3
 from contextlib import contextmanager
 from functools import partial
 from threading import Event, Thread
@@ -143,6 +144,37 @@ def test_what_the_gateway_refuses_is_1(fastpush):
         assert result.exit_code == 1
         assert result.stderr.count("Error: ") == 1
         assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("expires_at", "shown"),
+    [
+        (253_402_300_799.0, "9999-12-31"),
+        (253_402_300_800.0, "after 9999"),
+        (1_900_000_000_000.0, "after 9999"),  # milliseconds
+        (1e300, "after 9999"),
+    ],
+)
+def test_a_key_of_a_time_beyond_the_calendar_is_listed(tmp_path, expires_at, shown):
+    """None is made any more; an older version took whatever came, and one such key ended the listing."""
+    stopped(tmp_path)
+    where = ["--database", str(tmp_path / "gateway.db")]
+    made = CliRunner().invoke(main, ["keys", "create", "old", "--scope", "notify", *where])
+    assert made.exit_code == 0, made.output
+    with sqlite3.connect(tmp_path / "gateway.db") as connection:
+        connection.execute("UPDATE api_key SET expires_at = ?", (expires_at,))
+    connection.close()
+    listed = CliRunner().invoke(main, ["keys", "list", *where])
+    assert listed.exit_code == 0, listed.exception
+    assert shown in listed.stdout
+    assert CliRunner().invoke(main, ["keys", "list", "--json", *where]).exit_code == 0
+
+
+@pytest.mark.parametrize("expires", ["9999-12-31", "999999999w"])
+def test_a_key_for_thousands_of_years_is_refused(fastpush, expires):
+    result = fastpush("keys", "create", "x", "--scope", "notify", "--expires", expires)
+    assert result.exit_code == 1
+    assert "100 years" in result.stderr
 
 
 def test_devices_go_in_and_out(fastpush, tmp_path):
