@@ -13,6 +13,13 @@ from benchmarks.contenders.pacing import PacedJob, PacedReport
 from benchmarks.delay_proxy import Delay, forward
 from benchmarks.percentiles import intended_by_ticks, percentile, summary
 from benchmarks.servers import NotInstalled
+from tests.clocks import story_clock
+
+
+@pytest.fixture
+def clock():
+    return story_clock(0)
+
 
 # Percentiles.
 
@@ -135,7 +142,7 @@ def test_bodies_have_the_size_that_is_asked_for(octets):
 # The proxy, by a clock that takes no time.
 
 
-async def test_octets_come_out_after_the_delay_and_in_order(autojump_clock):
+async def test_octets_come_out_after_the_delay_and_in_order(clock):
     delay = Delay(0.05)
     delay.add(b"a")
     await trio.sleep(0.02)
@@ -147,16 +154,16 @@ async def test_octets_come_out_after_the_delay_and_in_order(autojump_clock):
     assert trio.current_time() - began == pytest.approx(0.05)
 
 
-async def test_what_came_together_leaves_together(autojump_clock):
+async def test_what_came_together_leaves_together(clock):
     """A delay and no throttle: a megabyte is no slower than an octet."""
     delay = Delay(0.05)
     for _ in range(16):
         delay.add(bytes(65_536))
     assert len(await delay.next()) == 16 * 65_536
-    assert trio.current_time() == pytest.approx(autojump_clock.current_time())
+    assert trio.current_time() == pytest.approx(clock.current_time())
 
 
-async def test_the_end_is_delayed_too_and_comes_last(autojump_clock):
+async def test_the_end_is_delayed_too_and_comes_last(clock):
     delay = Delay(0.05)
     began = trio.current_time()
     delay.add(b"last")
@@ -165,7 +172,7 @@ async def test_the_end_is_delayed_too_and_comes_last(autojump_clock):
     assert trio.current_time() - began == pytest.approx(0.05)
 
 
-async def test_one_direction_is_carried_to_its_end(autojump_clock):
+async def test_one_direction_is_carried_to_its_end(clock):
     """Sent at 0, 1 and 2 seconds, and closed at 3: all of it arrives half a second later."""
     near, source = trio.testing.memory_stream_one_way_pair()
     arrived = []

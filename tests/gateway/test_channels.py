@@ -26,6 +26,7 @@ from fastpush.gateway.notices.values import EVERY_CHANNEL, Judgement, Notice
 from fastpush.gateway.outbox import Audience
 from fastpush.gateway.outbox.sqlite import open_outbox
 from fastpush.gateway.storage import Limits, open_storage
+from tests.clocks import story_clock
 from tests.gateway.smtp_peer import Mailbox
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -326,9 +327,15 @@ class App(msgspec.Struct):
     reason: str | None = None
 
 
-async def pushed(tmp_path, devices, told, *apps):
+@pytest.fixture
+def clock():
+    return story_clock()
+
+
+async def pushed(clock, tmp_path, devices, told, *apps):
     """What the carrier says, and the fan-outs it has handed to the outbox."""
     async with open_storage(tmp_path / "gateway.db", ROOMY) as storage:
+        clock.holds.append(lambda: storage.pending_rows > 0)
         outbox = await open_outbox(storage, clock=lambda: NOW)
         carrier = PushCarrier(outbox, devices, {app.name: app for app in apps}, clock=lambda: NOW)
         try:
@@ -338,9 +345,9 @@ async def pushed(tmp_path, devices, told, *apps):
         return said, {app.name: await outbox.claim_fanouts(app.name) for app in apps}
 
 
-async def test_administrators_are_pushed_to_else_everybody(tmp_path, autojump_clock):
+async def test_administrators_are_pushed_to_else_everybody(tmp_path, clock):
     said, fanouts = await pushed(
-        tmp_path, Devices(opmanager=(2, 50)), telling(), App("opmanager"), App("other")
+        clock, tmp_path, Devices(opmanager=(2, 50)), telling(), App("opmanager"), App("other")
     )
     (fanout,) = fanouts["opmanager"]
     assert fanout.audience == Audience(any_of=("admin",))
@@ -352,33 +359,34 @@ async def test_administrators_are_pushed_to_else_everybody(tmp_path, autojump_cl
     assert fanout.entry.collapse_id == "cert.com.example.app"
     assert fanout.entry.expiration == int(NOW + DAY)
     (tmp_path / "second").mkdir()
-    said, fanouts = await pushed(tmp_path / "second", Devices(opmanager=(0, 50)), telling(), App("opmanager"))
+    said, fanouts = await pushed(
+        clock, tmp_path / "second", Devices(opmanager=(0, 50)), telling(), App("opmanager")
+    )
     assert fanouts["opmanager"][0].audience == Audience()
 
 
-async def test_a_dead_certificate_is_told_through_other_apps_and_who_was_not_reached_is_said(
-    tmp_path, autojump_clock
-):
+async def test_a_dead_certificate_is_told_through_other_apps_and_who_was_not_reached_is_said(tmp_path, clock):
     dead = App("opmanager", "refused", "APNs refuses certificate com.example.app: certificate expired")
     devices = Devices(opmanager=(2, 50), other=(1, 9), third=(0, 9))
-    said, fanouts = await pushed(tmp_path, devices, telling(), dead, App("other"), App("third"))
+    said, fanouts = await pushed(clock, tmp_path, devices, telling(), dead, App("other"), App("third"))
     assert not fanouts["opmanager"]
     assert len(fanouts["other"]) == 1
     assert not fanouts["third"], "only administrators hear of another app's certificate"
     assert said.endswith(f"not reached: 50 devices of opmanager ({dead.reason})")
     (tmp_path / "second").mkdir()
-    said, _ = await pushed(tmp_path / "second", Devices(opmanager=(2, 50)), telling(), dead)
+    said, _ = await pushed(clock, tmp_path / "second", Devices(opmanager=(2, 50)), telling(), dead)
     assert isinstance(said, NotTold)
     assert not said.lasting, "it is told when the app works again, unless it is over by then"
     (tmp_path / "third").mkdir()
-    said, _ = await pushed(tmp_path / "third", Devices(), telling(), App("opmanager"))
+    said, _ = await pushed(clock, tmp_path / "third", Devices(), telling(), App("opmanager"))
     assert isinstance(said, NotTold)
     assert said.lasting
     assert str(said) == "no device is registered"
 
 
-async def test_a_telling_repeated_after_a_kill_pushes_once(tmp_path, autojump_clock):
+async def test_a_telling_repeated_after_a_kill_pushes_once(tmp_path, clock):
     async with open_storage(tmp_path / "gateway.db", ROOMY) as storage:
+        clock.holds.append(lambda: storage.pending_rows > 0)
         outbox = await open_outbox(storage, clock=lambda: NOW)
         for _ in range(2):
             carrier = PushCarrier(

@@ -6,7 +6,13 @@ import trio
 from fastpush.gateway.devices import Verdict, verdicts
 from fastpush.gateway.devices.verdicts import Judge
 from fastpush.gateway.outbox import Audience
+from tests.clocks import story_clock
 from tests.gateway.registry_house import APP, NOW, OTHER, open_house, token
+
+
+@pytest.fixture
+def clock():
+    return story_clock(0)
 
 
 @pytest.fixture
@@ -282,7 +288,7 @@ def test_verdicts_in_memory_are_bounded(monkeypatch):
     assert judge.take(10, 0.0) == taken
 
 
-async def test_waiting_ends_when_something_is_believed(autojump_clock):
+async def test_waiting_ends_when_something_is_believed(clock):
     judge = Judge()
     judge.report(APP, [bad(1)], 0, trio.current_time())
     started = trio.current_time()

@@ -13,11 +13,17 @@ from fastpush.gateway.devices.webhook import DeviceWebhook
 from fastpush.gateway.http import open_listener, serve
 from fastpush.gateway.signatures import verify
 from fastpush.gateway.webhooks import Backoff, NotDelivered, Webhook, open_webhook_sender
+from tests.clocks import story_clock
 from tests.gateway.registry_house import APP, NOW, Clock, open_house, token
 
 SECRET = b"s" * 32
 URL = "https://backend.example.com/hook"
 HOOK = Webhook(URL, SECRET)
+
+
+@pytest.fixture
+def clock():
+    return story_clock()
 
 
 class Backend:
@@ -26,9 +32,12 @@ class Backend:
     def __init__(self, *answers):
         self.answers = list(answers)
         self.requests = []
+        self._came = trio.Event()
 
     async def __call__(self, request):
         self.requests.append((trio.current_time(), request))
+        self._came.set()
+        self._came = trio.Event()
         if not self.answers:
             return httpx2.Response(204)
         answer = self.answers.pop(0)
@@ -38,11 +47,9 @@ class Backend:
             await trio.sleep_forever()
         return answer
 
-    async def wait_for(self, count, clock):
-        """Let the time pass, a second after the other, until so many requests have come."""
+    async def wait_for(self, count):
         while len(self.requests) < count:
-            await trio.testing.wait_all_tasks_blocked(0.002)
-            clock.jump(1.0)
+            await self._came.wait()
 
     @property
     def hosts(self):
@@ -95,16 +102,17 @@ class telling:
         await self._opened.__aexit__(*error)
 
 
-async def test_each_dead_device_token_is_told_once(tmp_path, mock_clock):
+async def test_each_dead_device_token_is_told_once(tmp_path, clock):
     async with open_house(tmp_path) as house:
+        clock.holds.append(lambda: house.storage.pending_rows > 0)
         await bury(house, 1, 2)
         backend = Backend()
         async with telling(house, backend):
-            await backend.wait_for(1, mock_clock)
+            await backend.wait_for(1)
             await bury(house, 3)
-            await backend.wait_for(2, mock_clock)
+            await backend.wait_for(2)
             await bury(house, 4)
-            await backend.wait_for(3, mock_clock)
+            await backend.wait_for(3)
     assert backend.messages() == [
         ("device-events-0-2", [1, 2]),
         ("device-events-2-3", [3]),
@@ -114,13 +122,14 @@ async def test_each_dead_device_token_is_told_once(tmp_path, mock_clock):
         backend = Backend()
         await bury(house, 5)
         async with telling(house, backend):
-            await backend.wait_for(1, mock_clock)
+            await backend.wait_for(1)
         assert backend.messages()[-1] == ("device-events-4-5", [5])
 
 
-async def test_what_fails_is_told_again_under_the_same_id(tmp_path, mock_clock):
+async def test_what_fails_is_told_again_under_the_same_id(tmp_path, clock):
     """Server errors, a redirect, no connection, no answer: nothing of it counts, and Retry-After is kept."""
     async with open_house(tmp_path) as house:
+        clock.holds.append(lambda: house.storage.pending_rows > 0)
         await bury(house, 1)
         backend = Backend(
             httpx2.Response(500, text="secret words of the other side"),
@@ -130,11 +139,11 @@ async def test_what_fails_is_told_again_under_the_same_id(tmp_path, mock_clock):
             None,
         )
         async with telling(house, backend) as webhook:
-            await backend.wait_for(5, mock_clock)
+            await backend.wait_for(5)
             assert webhook.statistics().failures == 4
             house.clock.now += 1_000
             await bury(house, 2)  # which does not come into the message that is under way
-            await backend.wait_for(7, mock_clock)
+            await backend.wait_for(7)
             assert webhook.statistics().failures == 0
         assert backend.messages() == [("device-events-0-1", [1])] * 6 + [("device-events-1-2", [2])]
         assert backend.hosts == {"backend.example.com"}, "nobody else is told"
@@ -150,25 +159,26 @@ async def test_what_fails_is_told_again_under_the_same_id(tmp_path, mock_clock):
         assert signed_at[5] == str(int(NOW) + 1_000), "each sending is signed anew"
 
 
-async def test_a_message_that_was_under_way_comes_again_as_it_was(tmp_path, mock_clock):
+async def test_a_message_that_was_under_way_comes_again_as_it_was(tmp_path, clock):
     """Killed between the answer and the note of it: the same id, the same events, none left out."""
-    clock = Clock()
-    async with open_house(tmp_path, clock) as house:
+    wall = Clock()
+    async with open_house(tmp_path, wall) as house:
+        clock.holds.append(lambda: house.storage.pending_rows > 0)
         await bury(house, 1, 2)
         backend = Backend(None)
         async with telling(house, backend):
-            await backend.wait_for(1, mock_clock)
+            await backend.wait_for(1)
             await bury(house, 3)
         first = backend.messages()
-    async with open_house(tmp_path, clock) as house:
+    async with open_house(tmp_path, wall) as house:
         backend = Backend()
         async with telling(house, backend):
-            await backend.wait_for(2, mock_clock)
+            await backend.wait_for(2)
         assert first == backend.messages()[:1] == [("device-events-0-2", [1, 2])]
         assert backend.messages()[1:] == [("device-events-2-3", [3])]
 
 
-async def test_a_failure_is_told_without_the_other_sides_words(autojump_clock):
+async def test_a_failure_is_told_without_the_other_sides_words(clock):
     for answer, said in (
         (httpx2.Response(500, text="secret"), "it answered 500"),
         (httpx2.Response(307, headers={"Location": "https://secret/"}), "a redirect, which is not followed"),

@@ -15,11 +15,17 @@ from fastpush.gateway.dispatcher.upkeep import keep_up
 from fastpush.gateway.dispatcher.verdicts import Patience, Way, due_after, judge, known_reason
 from fastpush.gateway.outbox import Audience, Claimed, End, Entry, Retry
 from fastpush.notification import Notification, Payload, Response
+from tests.clocks import story_clock
 
 NOW = 1_800_000_000.0
 BATCH = int(NOW * 1_000) << 20
 TOKEN = "ab" * 32
 NOTIFICATION = Notification(TOKEN, Payload(alert="a"))
+
+
+@pytest.fixture
+def clock():
+    return story_clock(0)
 
 
 # Slots.
@@ -29,7 +35,7 @@ async def take(flow, most, taken):
     taken.append((flow, await flow.acquire(most)))
 
 
-async def test_slots_bound_what_is_in_memory_and_come_back(autojump_clock):
+async def test_slots_bound_what_is_in_memory_and_come_back(clock):
     slots = Slots(1_000)
     flow = slots.flow(slots.add(1_000), high=False)
     assert await flow.acquire(700) == 700
@@ -290,7 +296,7 @@ def test_an_alert_that_has_no_collapse_id_gets_its_apns_id(fields, collapse_id):
     assert (made.apns_id, made.collapse_id) == ("00000000-0000-0000-0000-000000000001", collapse_id)
 
 
-async def test_a_task_that_fails_begins_anew_and_says_so_without_its_message(autojump_clock, caplog):
+async def test_a_task_that_fails_begins_anew_and_says_so_without_its_message(clock, caplog):
     times = []
 
     async def fail_twice():

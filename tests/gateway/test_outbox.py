@@ -798,7 +798,7 @@ async def test_a_purge_beside_everything_else_ends_all_once(life, seed):
         assert rows == (0,)
 
 
-async def test_waiting_for_work_misses_nothing(life, autojump_clock):
+async def test_waiting_for_work_misses_nothing(life):
     async with life as outbox:
         seen = await outbox.wait_for_work()
         assert await outbox.claim(APP, 1) == []

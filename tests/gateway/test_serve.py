@@ -14,9 +14,15 @@ import trustme
 
 from fastpush.gateway.supervisor import Notifier, inherited_sockets
 from fastpush.simulator import Answer, Delay, open_simulator
+from tests.clocks import story_clock
 from tests.gateway.processes import ROOT, TOPIC, ask, ask_control, listening, running, until, write_settings
 
 ALARM = b'{"displayName":"core-sw-01","entity":"core-sw-01_Poll","stringseverity":"Critical","message":"x"}'
+
+
+@pytest.fixture
+def clock():
+    return story_clock(0)
 
 
 @pytest.fixture
@@ -350,7 +356,7 @@ def test_sockets_are_found_by_their_names(monkeypatch):
     assert inherited_sockets({}) == {}
 
 
-async def test_the_supervisors_watchdog_is_fed(tmp_path, autojump_clock):
+async def test_the_supervisors_watchdog_is_fed(tmp_path, clock):
     """Twice in each span; also to an abstract socket, and nobody is told where there is nobody."""
     for address in (str(tmp_path / "bell"), f"@fastpush-test-{os.getpid()}"):
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as bell:
