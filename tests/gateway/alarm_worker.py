@@ -39,6 +39,7 @@ async def main(path: str, settings: dict) -> None:
         outbox = await open_outbox(storage)
         alarms = await open_alarms(storage, outbox, ROUTES, app=APP)
         tell(kind="ready", count=alarms.open_count(APP, ["net"]))
+        os.write(2, b"ready\n")
 
         async def post(producer: int) -> None:
             for turn in range(settings.get("turns", 1 << 40)):

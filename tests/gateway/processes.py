@@ -45,6 +45,23 @@ team_id = "{team_id}"
 """
 
 
+def wait_until_ready(process):
+    """Read what a worker says on standard error until it is ready for its load."""
+    said = []
+    while said[-1:] != [b"ready\n"]:
+        said.append(process.stderr.readline())
+        assert said[-1], b"".join(said).decode()
+
+
+def drop_cut_line(told):
+    """Take the line that a kill cut from the end of what a worker told."""
+    with told.open("rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        start = max(0, end - 1_048_576)  # far more than a worker writes at once
+        file.seek(start)
+        file.truncate(start + file.read().rfind(b"\n") + 1)
+
+
 def write_settings(folder, simulator, *, ingest="127.0.0.1:0", more="", more_ingest="", more_storage=""):
     """A configuration for an app at the simulator; a second call writes it anew."""
     if not (folder / "key.p8").exists():

@@ -14,6 +14,7 @@ import pytest
 
 from fastpush.gateway.alarm_table import name_of, read_row, read_told
 from fastpush.gateway.outbox.packing import unpack_entries
+from tests.gateway.processes import drop_cut_line, wait_until_ready
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -76,16 +77,12 @@ def test_a_kill_at_any_moment_leaves_row_verdict_and_push_together(tmp_path, kil
     for _ in range(kills):
         before = out.stat().st_size if out.exists() else 0
         with start(path, out, seed=seed.getrandbits(32)) as process:
-            while b'"ready"' not in out.read_bytes()[before:]:
-                assert process.poll() is None, process.stderr.read().decode()
-                time.sleep(0.005)
-            time.sleep(seed.uniform(0.0, 0.3))
+            wait_until_ready(process)
+            time.sleep(seed.uniform(0.0, 0.3))  # the moment of the kill
             process.kill()
             process.communicate()
-        data = out.read_bytes()  # a line that the kill cut
-        lines = data[before : data.rfind(b"\n") + 1].splitlines()
-        out.write_bytes(data[: data.rfind(b"\n") + 1])
-        for line in lines:
+        drop_cut_line(out)
+        for line in out.read_bytes()[before:].splitlines():
             event = json.loads(line)
             if event["kind"] == "ready":
                 assert event["count"] == badge  # as the file had it after the last kill

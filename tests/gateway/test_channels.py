@@ -329,7 +329,7 @@ class App(msgspec.Struct):
 
 @pytest.fixture
 def clock():
-    return story_clock()
+    return story_clock(0.001)  # the carrier looks three hundred times
 
 
 async def pushed(clock, tmp_path, devices, told, *apps):

@@ -17,6 +17,7 @@ from fastpush.gateway.outbox import Entry
 from fastpush.gateway.outbox.packing import REST, read_log, unpack_entries
 from fastpush.gateway.outbox.sqlite import OutboxLimits, open_outbox
 from fastpush.gateway.storage import Limits, open_storage
+from tests.gateway.processes import drop_cut_line, wait_until_ready
 from tests.gateway.worker import APP
 from tests.ledger import Account
 
@@ -69,24 +70,18 @@ def test_a_kill_at_any_moment_loses_nothing(tmp_path, kills, seed):
     path, out = tmp_path / "gateway.db", tmp_path / "told.ndjson"
     slowest = 0.0
     for life in range(kills):
-        lines = out.stat().st_size if life else 0
         started = time.monotonic()
         with start(path, out, seed=seed.getrandbits(32), life=life) as process:
-            while b'"ready"' not in out.read_bytes()[lines:]:
-                assert process.poll() is None, process.stderr.read().decode()
-                time.sleep(0.005)
+            wait_until_ready(process)
             slowest = max(slowest, time.monotonic() - started)
-            time.sleep(seed.uniform(0.0, 0.5))
+            time.sleep(seed.uniform(0.0, 0.5))  # the moment of the kill
             process.kill()
             process.communicate()
-        data = out.read_bytes()  # a line that the kill cut
-        out.write_bytes(data[: data.rfind(b"\n") + 1])
+        drop_cut_line(out)
     finish(path, out, kills)
     account = Account()
     for line in out.read_text().splitlines():
-        event = json.loads(line)
-        if event["kind"] != "ready":
-            account.add({"at": 0.0} | event)
+        account.add({"at": 0.0} | json.loads(line))
     assert dump(path, account) == []
     verdict = account.check(duplicates_allowed=200 * kills)
     assert verdict.good, verdict
@@ -213,9 +208,7 @@ def test_a_failed_flush_is_answered_with_unknown_and_nothing_acknowledged_is_los
     finish(path, out, 1)
     account = Account()
     for line in out.read_text().splitlines():
-        event = json.loads(line)
-        if event["kind"] != "ready":
-            account.add(event)
+        account.add(json.loads(line))
     assert dump(path, account) == []
     verdict = account.check(duplicates_allowed=200)
     assert verdict.good, verdict
@@ -244,8 +237,7 @@ def test_a_failed_flush_and_a_kill_right_after_it_leave_one_of_each(tmp_path, ca
         if b"ptrace" in errors:
             pytest.skip(f"strace may not trace here: {errors.decode()[:200]}")
         assert process.returncode != 0
-    data = out.read_bytes()  # a line that the kill cut
-    out.write_bytes(data[: data.rfind(b"\n") + 1])
+    drop_cut_line(out)
     # All senders repeat all that they sent, under the same keys.
     with start(path, out, **settings) as process:
         _, errors = process.communicate(timeout=120)
@@ -253,9 +245,7 @@ def test_a_failed_flush_and_a_kill_right_after_it_leave_one_of_each(tmp_path, ca
     finish(path, out, 1)
     account = Account()
     for line in out.read_text().splitlines():
-        event = json.loads(line)
-        if event["kind"] != "ready":
-            account.add({"at": 0.0} | event)
+        account.add({"at": 0.0} | json.loads(line))
     assert dump(path, account) == []
     verdict = account.check(duplicates_allowed=200)
     assert verdict.good, verdict

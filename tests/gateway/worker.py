@@ -34,7 +34,7 @@ async def main(path: str, settings: dict) -> None:
     chance = random.Random(settings["seed"])
     async with open_storage(path, limits) as storage:
         outbox = await open_outbox(storage, limits=OutboxLimits(ready_entries=500, pending_after=60.0))
-        os.write(1, b'{"kind":"ready","id":""}\n')
+        os.write(2, b"ready\n")
 
         def keyed(turn: int) -> bool:
             return bool(turn % 2) or settings.get("keyed", False)
