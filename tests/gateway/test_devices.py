@@ -6,7 +6,7 @@ import random
 import pytest
 
 from fastpush.gateway.auth import CONTROL
-from fastpush.gateway.devices import Registration, audiences
+from fastpush.gateway.devices import Registration, Verdict, audiences
 from fastpush.gateway.outbox import Audience
 from fastpush.gateway.problems import Problem
 from tests.gateway.registry_house import APP, OTHER, open_house, request, token
@@ -315,3 +315,27 @@ async def test_devices_outlive_the_process(tmp_path):
     async with open_house(tmp_path) as house:
         assert house.devices.apps() == [APP]
         assert await members(house, any_of=("network",)) == [1]
+
+
+async def test_devices_are_found_by_the_end_of_their_tokens(house):
+    for number in (0x1A2B3C, 0xFFA2B3C, 0x2B3D, 0x9A2B3C):
+        await house.register(number, "network")
+    await house.register(0x1A2B3C, app=OTHER)
+
+    async def found(digits, **options):
+        return [int(one.device_token, 16) for one in await house.devices.ending(APP, digits, **options)]
+
+    assert await found("2B3C") == [0x1A2B3C, 0x9A2B3C, 0xFFA2B3C]
+    assert await found("a2b3c") == [0x1A2B3C, 0x9A2B3C, 0xFFA2B3C], "half an octet counts too"
+    assert await found("1a2b3c") == [0x1A2B3C]
+    assert await found("fa2b3c") == [0xFFA2B3C]
+    assert await found("0a2b3c") == []
+    assert await found(token(0x2B3D)) == [0x2B3D]
+    assert await found("2b3c", limit=2) == [0x1A2B3C, 0x9A2B3C]
+    assert await found("b3c") == [], "three digits are any device's"
+    assert await found("00" * 200) == []
+    assert await house.devices.ending("nix", "2b3c") == []
+    house.devices.report(APP, [Verdict(token(0x1A2B3C), 410, "Unregistered", None, house.clock.now + 9)])
+    await house.devices.settle()
+    (dead,) = await house.devices.ending(APP, "1a2b3c")
+    assert dead.dead_reason == "Unregistered"

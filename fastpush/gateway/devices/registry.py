@@ -46,6 +46,7 @@ TRIM_EVERY = 60.0  # seconds
 WRITE_EVERY = 0.2  # seconds in which verdicts gather
 ASK_AT_ONCE = 256  # device tokens in one statement
 WRITE_AT_ONCE = 500  # in one commit
+LEAST_DIGITS = 4  # by which a device is looked for
 
 _COLUMNS = "lower(hex(token)), environment, user, tags, locale, registered_at, seen_at, dead_at, dead_reason"
 
@@ -267,6 +268,31 @@ class Devices:
 
         def query(connection: sqlite3.Connection) -> str:
             (text,) = connection.execute(sql, (*values, limit)).fetchone()
+            return text  # type: ignore[no-any-return]
+
+        return [_device(app, columns) for columns in json.loads(await self._storage.read(query))]
+
+    async def ending(self, app: str, digits: str, limit: int = 10) -> Sequence[Device]:
+        """Devices whose device tokens end with these hex digits, dead ones too; at least four of them."""
+        number, digits = self._apps.get(app), digits.lower()
+        if number is None or len(digits) < LEAST_DIGITS:
+            return []
+        whole = bytes.fromhex(digits[len(digits) % 2 :])
+        # Of half an octet the other half may be anything.
+        fits = "substr(token, -?3) = ?2 AND lower(hex(substr(token, -?4, ?4 - ?3))) LIKE ?5"
+        half = f"_{digits[0]}" if len(digits) % 2 else ""
+        values = (number, whole, len(whole), len(whole) + len(digits) % 2, half, limit)
+        # The audience of all who live is the narrowest table to look through.
+        sql = (
+            f"SELECT json_group_array(json_array({_COLUMNS})) FROM (SELECT device.* FROM"
+            f" (SELECT token FROM audience WHERE app = ?1 AND tag = '' AND {fits} UNION"
+            f" SELECT token FROM device INDEXED BY device_dead"
+            f" WHERE app = ?1 AND dead_at IS NOT NULL AND {fits}"
+            " ORDER BY token LIMIT ?6) AS found JOIN device ON device.app = ?1 AND device.token = found.token)"
+        )
+
+        def query(connection: sqlite3.Connection) -> str:
+            (text,) = connection.execute(sql, values).fetchone()
             return text  # type: ignore[no-any-return]
 
         return [_device(app, columns) for columns in json.loads(await self._storage.read(query))]

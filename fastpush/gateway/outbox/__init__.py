@@ -15,7 +15,7 @@ notification for an audience: one row, and a cursor that walks the registry of d
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from hashlib import blake2b
 from typing import Literal, NamedTuple, Protocol
 
@@ -36,12 +36,15 @@ __all__ = [
     "Entry",
     "Failures",
     "Fanout",
+    "FanoutPage",
+    "FanoutRecord",
     "Hit",
     "Idempotency",
     "IdempotencyConflict",
     "Outbox",
     "OutboxBusy",
     "Outcome",
+    "Passage",
     "Record",
     "Retry",
     "SearchPage",
@@ -125,6 +128,14 @@ class Audience(msgspec.Struct, frozen=True, kw_only=True):
     any_of: tuple[str, ...] = ()
     all_of: tuple[str, ...] = ()
     none_of: tuple[str, ...] = ()
+
+    def means(self, tags: Collection[str]) -> bool:
+        """Whether a device that bears these tags is meant."""
+        return (
+            (not self.any_of or any(tag in tags for tag in self.any_of))
+            and all(tag in tags for tag in self.all_of)
+            and not any(tag in tags for tag in self.none_of)
+        )
 
 
 class Acceptance(msgspec.Struct, frozen=True):
@@ -221,7 +232,7 @@ class Fanout(msgspec.Struct):
 
     def apns_id(self, device_token: str) -> bytes:
         """The same each time, so that a page walked twice repeats its ids."""
-        return _fanout_apns_id(self.id, self.tag, device_token)
+        return fanout_apns_id(self.id, self.tag, device_token)
 
 
 class Attempt(msgspec.Struct, frozen=True):
@@ -332,6 +343,47 @@ class BatchRecord(msgspec.Struct, frozen=True):
     batches: tuple[int, ...] = ()
     entry: Entry | None = None
     """What a fan-out brings to each device; its payload is b"" once the bodies of its time are dropped."""
+
+
+class FanoutRecord(msgspec.Struct, frozen=True):
+    """A fan-out in a list.
+
+    Attributes:
+      accepted, ended: devices so far: accepted by APNs, and ended otherwise.
+      walking: it still has devices to be sent to.
+    """
+
+    batch: int
+    app: str
+    source: str
+    received_at: float
+    audience: Audience
+    accepted: int
+    ended: int
+    walking: bool
+
+
+class FanoutPage(NamedTuple):
+    """Fan-outs, newest first, and the id below which others may be; None where there are no more."""
+
+    rows: list[FanoutRecord]
+    below: int | None
+
+
+class Passage(msgspec.Struct, frozen=True):
+    """What became of one device in a fan-out, if it was among those that were meant.
+
+    Attributes:
+      apns_id: of its notification.
+      outcome: None while it is to be sent to, or to be tried again.
+      attempt: what is written down of it, or of all that had no end; None of most that were accepted: what is
+        counted only.
+    """
+
+    batch: int
+    apns_id: bytes
+    outcome: Outcome | None
+    attempt: Attempt | None
 
 
 class Waiting(msgspec.Struct, frozen=True):
@@ -486,6 +538,30 @@ class Outbox(Protocol):
         Raises ValueError: the cursor is none of ours.
         """
 
+    async def fanouts(
+        self,
+        *,
+        app: str | None = None,
+        tags: Collection[str] | None = None,
+        after: float | None = None,
+        before: float | None = None,
+        below: int | None = None,
+        limit: int = 50,
+    ) -> FanoutPage:
+        """Fan-outs, newest first; looks through 5,000 at most, and gives from where to go on.
+
+        Args:
+          tags: only those that mean a device which bears these.
+          after, before: UNIX seconds of the acceptance.
+          below: only those with a smaller id; what the page before gave.
+        """
+
+    async def passages(self, batches: Sequence[int], device_token: str) -> dict[int, Passage]:
+        """What became of a device in these fan-outs, by their ids.
+
+        Whom a fan-out meant is not kept: whether the device was among them is for the caller to know.
+        """
+
     async def wait_for_index(self, batch: int) -> None:
         """Return when all up to this batch is searched for in the index; some 20 s after its acceptance."""
 
@@ -532,7 +608,7 @@ def _batch_apns_id(batch: int, tag: int, index: int) -> bytes:
     return (apns_id_base(batch, tag) | index << 32).to_bytes(16, "big")
 
 
-def _fanout_apns_id(fanout: int, tag: int, device_token: str) -> bytes:
+def fanout_apns_id(fanout: int, tag: int, device_token: str) -> bytes:
     drawn = blake2b(device_token.encode(), digest_size=7, key=tag.to_bytes(4, "big")).digest()
     low = int.from_bytes(drawn, "big") & ((1 << 54) - 1)
     return (apns_id_base(fanout, 0) | low).to_bytes(16, "big")

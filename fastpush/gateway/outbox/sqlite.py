@@ -14,7 +14,7 @@ import os
 import random
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
@@ -33,10 +33,12 @@ from fastpush.gateway.outbox import (
     Entry,
     Failures,
     Fanout,
+    FanoutPage,
     Idempotency,
     IdempotencyConflict,
     Outbox,
     OutboxBusy,
+    Passage,
     Record,
     Retry,
     SearchPage,
@@ -44,6 +46,7 @@ from fastpush.gateway.outbox import (
     StreamState,
     Waiting,
     dead_letters,
+    fanouts,
     records,
     schema,
     search,
@@ -522,6 +525,29 @@ class SqliteOutbox:
         indexed = self._indexer.indexed
         return await self._storage.read(
             lambda connection: search.search(connection, query, cursor, limit, indexed)
+        )
+
+    async def fanouts(
+        self,
+        *,
+        app: str | None = None,
+        tags: Collection[str] | None = None,
+        after: float | None = None,
+        before: float | None = None,
+        below: int | None = None,
+        limit: int = 50,
+    ) -> FanoutPage:
+        low = 0 if after is None else int(after * 1_000) << 20
+        high = search.LAST if before is None else int(before * 1_000) << 20
+        if below is not None:
+            high = min(high, below)
+        return await self._storage.read(
+            lambda connection: fanouts.fanouts(connection, app, tags, low, high, limit)
+        )
+
+    async def passages(self, batches: Sequence[int], device_token: str) -> dict[int, Passage]:
+        return await self._storage.read(
+            lambda connection: fanouts.passages(connection, batches, device_token)
         )
 
     async def wait_for_index(self, batch: int) -> None:
