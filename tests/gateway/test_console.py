@@ -11,9 +11,11 @@ import httpx
 import pytest
 
 from fastpush.gateway.console.charts import Line, chart, scale, shown
+from fastpush.gateway.console.fanouts import tell
 from fastpush.gateway.console.sessions import IDLE, LONGEST, TICKET_FOR, Sessions
 from fastpush.gateway.console.webhooks import expanded
-from fastpush.gateway.outbox import Entry
+from fastpush.gateway.devices import Device
+from fastpush.gateway.outbox import Attempt, Audience, Entry, FanoutRecord, Passage
 from fastpush.gateway.phone import card
 from fastpush.gateway.storage import Limits, open_storage
 from tests.gateway.console_house import csrf_of, open_house
@@ -22,11 +24,16 @@ PAGES = (
     "/",
     "/alarms",
     "/notifications",
+    "/batches",
     "/webhooks",
     "/webhooks/preview",
     "/devices",
     "/credentials",
     "/failures",
+)
+OPMANAGER = (
+    '{"alarmid":"7","entity":"sw-core-01_ping","displayName":"sw-core-01","category":"Switch",'
+    '"stringseverity":"$stringseverity","message":"$message"}'
 )
 FORM = "application/x-www-form-urlencoded"
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{7*7}}"
@@ -362,6 +369,110 @@ async def test_the_page_of_an_alarms_push_tells_its_story(house):
     assert "Body received" in page
 
 
+async def test_the_banner_that_a_push_replaced_is_drawn(house):
+    recorded = await house.critical()
+    await house.settled()
+    await house.critical(stringseverity="Trouble", message="one poll answered <again>")
+    await house.settled()
+    alarm = await house.gateway.alarms.get(recorded["id"])
+    second, first = [told.push for *_, told in alarm.verdicts]
+    client = await house.browser()
+    page = (await client.get(f"/batches/{second}")).text
+    _, _, drawn = page.partition('<figure class="phone replaced">')
+    drawn, _, _ = drawn.partition("</figure>")
+    assert "replaced by this one" in drawn
+    assert "<del>No answer for three polls</del>" in drawn
+    assert f'href="/batches/{first}"' in drawn
+    page = (await client.get(f"/batches/{first}")).text
+    assert "phone replaced" not in page
+    assert "none is known of" in page
+    form = {"csrf": csrf_of(page), "stringseverity": "Clear", "message": "well", "body": OPMANAGER}
+    form["source"] = alarm.row.source
+    page = (await client.post("/webhooks/preview/result", data=form)).text
+    assert "<del>one poll answered &lt;again&gt;</del>" in page, "the preview draws what it would replace"
+
+
+async def test_the_banner_is_that_of_the_same_collapse_id_and_device(house):
+    async def push(text, number=0, collapse_id="score"):
+        payload = b'{"aps":{"alert":"%s"}}' % text
+        entry = Entry(house.tokens[number], payload, collapse_id=collapse_id)
+        accepted = await house.gateway.outbox.accept("opm", [entry])
+        await house.settled()
+        return uuid.UUID(bytes=accepted.apns_id(0))
+
+    await push(b"nil nil")
+    await push(b"others", collapse_id="weather")
+    await push(b"another phone", 1)
+    await push(b"a background push, which shows nothing", collapse_id=None)
+    last = await push(b"one nil")
+    page = (await (await house.browser()).get(f"/notifications/{last}")).text
+    _, _, drawn = page.partition('<figure class="phone replaced">')
+    assert "<del>nil nil</del>" in drawn
+    assert drawn.count("<del>") == 1
+
+
+async def test_a_device_of_which_a_fan_out_keeps_no_row_is_told_of(house):
+    await house.critical()
+    await house.settled()
+    (fanout,) = (await house.gateway.outbox.fanouts()).rows
+    device = house.tokens[0]
+    client = await house.browser()
+    for path in (
+        f"/notifications?device={device[-6:].upper()}",
+        f"/notifications?device={device}&app=opm&outcome=accepted",
+        f"/batches/{fanout.batch}?device={device[-5:]}",
+        f"/batches?app=opm&device={device}",
+    ):
+        page = (await client.get(path)).text
+        assert "✓ accepted" in page, path
+        assert "no other end of it was written down" in page, path
+        assert f"/batches/{fanout.batch}" in page, path
+    page = (await client.get("/batches")).text
+    assert "network" in page
+    assert f"/batches/{fanout.batch}" in page
+    unlisted = uuid.UUID(
+        bytes=(await house.gateway.outbox.passages([fanout.batch], device))[fanout.batch].apns_id
+    )
+    answer = await client.get(f"/notifications/{unlisted}")
+    assert answer.status_code == 404
+    assert f"fan-out {fanout.batch}" in answer.text
+    page = (await client.get("/notifications?device=0123abcd")).text
+    assert "nothing tells whether it was among those" in page
+    assert "In fan-outs" not in (await client.get("/notifications?device=abc")).text, "any device ends so"
+    assert (await client.get(f"/batches/{fanout.batch}?device=xyz")).text.count('role="alert"') == 1
+
+
+@pytest.mark.parametrize(
+    ("tags", "seen", "dead", "known", "outcome", "certain", "words"),
+    [
+        (("network",), 90, None, "accepted", "accepted", True, "no other end"),
+        (("network",), 110, None, "accepted", "accepted", False, "registered again since"),
+        (("network",), 90, 110, "accepted", "accepted", False, "before it was dropped: Unregistered"),
+        (("network",), 80, 90, "accepted", "not meant", True, "dropped before: Unregistered"),
+        (("storage",), 90, None, "accepted", "not meant", True, "does not bear"),
+        (("storage",), 110, None, "accepted", "not meant", False, "may have had others"),
+        (("network",), 90, None, None, None, True, "not reached yet"),
+    ],
+)
+def test_what_is_said_of_a_device_is_no_more_than_what_is_known(
+    tags, seen, dead, known, outcome, certain, words
+):
+    audience = Audience(any_of=("network",))
+    fanout = FanoutRecord(7, "opm", "", 100.0, audience, 1, 0, False)
+    device = Device(
+        device_token="ab" * 32, app="opm", environment="production", user="", tags=tags, locale="",
+        registered_at=seen, seen_at=seen, dead_at=dead, dead_reason=dead and "Unregistered",
+    )  # fmt: skip
+    told = tell(fanout, audience, device, Passage(7, bytes(16), known, None))
+    assert (told.outcome, told.certain, told.has_page) == (outcome, certain, False)
+    assert words in told.words
+    attempt = Attempt(101.0, "rejected", 410, "Unregistered", 1)
+    told = tell(fanout, audience, device, Passage(7, bytes(16), "rejected", attempt))
+    assert (told.outcome, told.certain, told.has_page) == ("rejected", True, True), (
+        "what is written down stands"
+    )
+
+
 async def test_what_is_not_there_is_said_in_a_page(house):
     client = await house.browser()
     for path in (
@@ -467,6 +578,9 @@ QUERIES = {
     "/alarms": ("state", "device", "severity", "after"),
     "/alarms/{alarm}": ("before",),
     "/notifications": ("id", "app", "outcome", "reason", "device", "source", "after", "before", "cursor"),
+    "/batches": ("app", "device", "below"),
+    "/batches?app=opm": ("device", "below"),
+    "/batches/{fanout}": ("device",),
     "/webhooks": ("source", "before"),
     "/webhooks/preview": ("body", "routes", "kind", "source"),
     "/devices": ("app", "tag", "after"),
@@ -485,11 +599,13 @@ FORMS = {
 @pytest.mark.parametrize("path", QUERIES)
 async def test_no_query_breaks_a_page(house, path):
     alarm = (await house.critical())["id"]
+    (fanout,) = (await house.gateway.outbox.fanouts()).rows
     client = await house.browser()
     raw = [*(quote(odd) for odd in ODD), "%ff%fe", "%ED%A0%80"]
     for name in QUERIES[path]:
         for odd in raw:
-            answer = await client.get(f"{path.format(alarm=alarm)}?{name}={odd}")
+            where = path.format(alarm=alarm, fanout=fanout.batch)
+            answer = await client.get(f"{where}{'&' if '?' in where else '?'}{name}={odd}")
             assert answer.status_code < 500, (name, odd[:40])
 
 

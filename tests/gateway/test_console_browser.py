@@ -17,6 +17,7 @@ PAGES = (
     "/",
     "/alarms",
     "/notifications",
+    "/batches",
     "/webhooks",
     "/webhooks/preview",
     "/devices",

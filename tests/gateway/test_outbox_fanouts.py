@@ -17,8 +17,9 @@ def life(tmp_path):
     return Life(tmp_path / "gateway.db")
 
 
-async def begin(outbox, audience=Audience(), app=APP, **fields):
-    return (await outbox.accept_fanout(app, audience, Entry(None, b"{}", **fields), source="alarm")).batch
+async def begin(outbox, audience=None, app=APP, source="alarm", **fields):
+    entry = Entry(None, b"{}", **fields)
+    return (await outbox.accept_fanout(app, audience or Audience(), entry, source=source)).batch
 
 
 async def told(outbox, batch, token):
@@ -131,6 +132,8 @@ async def test_fan_outs_are_listed_by_app_time_and_tags(life, monkeypatch):
         assert await found() == ([7, 6, 5, 4, 3, 2], 2), "so many are looked through at once, and no more"
         assert await found(app=OTHER) == ([7], 2)
         assert await found(tags=["network"], app=APP) == ([5, 3], 2)
+        assert await found(source="alarm") == ([7, 6, 5, 4, 3, 2], 2)
+        assert await found(source="ops") == ([], 2)
         started = life.clock() - 8 * 60
         assert await found(after=started + 150, before=started + 270) == ([4, 3], None)
         await outbox.settle_page(

@@ -15,6 +15,7 @@ from fastpush.gateway.console import (
     credentials,
     devices,
     failures,
+    fanouts,
     live,
     notifications,
     overview,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Console", "admin_routes"]
 
-PAGES = (overview, alarms, notifications, webhooks, devices, credentials, failures, live)
+PAGES = (overview, alarms, notifications, fanouts, webhooks, devices, credentials, failures, live)
 
 
 def admin_routes(gateway: Gateway) -> list[BaseRoute]:

@@ -15,6 +15,7 @@ from starlette.routing import BaseRoute
 from fastpush.gateway import banners
 from fastpush.gateway import routes as routing
 from fastpush.gateway.alarms import AlarmRow, judge
+from fastpush.gateway.console.notifications import pushed as earlier_push
 from fastpush.gateway.console.pages import Console, Visit, page_route
 from fastpush.gateway.outbox import Audience
 from fastpush.gateway.problems import Problem
@@ -115,7 +116,7 @@ async def preview(visit: Visit, asked: dict[str, str]) -> dict[str, Any]:
     event = parse(expanded(asked["body"], EXAMPLE | asked).encode(), asked["kind"], source=asked["source"])
     if event.unreadable or event.is_test:
         return {"event": event, "row": None}
-    history = await gateway.alarms.get(alarm_digest(event.source, alarm_key(event)), limit=1)
+    history = await gateway.alarms.get(alarm_digest(event.source, alarm_key(event)), limit=20)
     before: AlarmRow | None = None if history is None else history.row
     now = gateway.clock()
     row, verdict, rule = judge(before, event, now)
@@ -123,9 +124,14 @@ async def preview(visit: Visit, asked: dict[str, str]) -> dict[str, Any]:
     addressed = routing.address(found, row, rule)
     pushed = banners.banner(addressed.row, rule, now, look=gateway.config.alarms.look.look())
     app = gateway.config.alarm_app
+    earlier = None
+    if pushed is not None and history is not None:
+        pushes = [told.push for *_, told in history.verdicts if told.push]
+        earlier = await earlier_push(visit, pushes, pushed.collapse_id)
     return {
         "event": event,
         "row": addressed.row,
+        "earlier": earlier,
         "before": before,
         "verdict": verdict,
         "rule": rule,

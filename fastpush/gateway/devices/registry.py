@@ -288,7 +288,8 @@ class Devices:
             f" (SELECT token FROM audience WHERE app = ?1 AND tag = '' AND {fits} UNION"
             f" SELECT token FROM device INDEXED BY device_dead"
             f" WHERE app = ?1 AND dead_at IS NOT NULL AND {fits}"
-            " ORDER BY token LIMIT ?6) AS found JOIN device ON device.app = ?1 AND device.token = found.token)"
+            " ORDER BY token LIMIT ?6) AS found"
+            " JOIN device ON device.app = ?1 AND device.token = found.token)"
         )
 
         def query(connection: sqlite3.Connection) -> str:

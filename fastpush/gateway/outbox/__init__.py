@@ -343,6 +343,8 @@ class BatchRecord(msgspec.Struct, frozen=True):
     batches: tuple[int, ...] = ()
     entry: Entry | None = None
     """What a fan-out brings to each device; its payload is b"" once the bodies of its time are dropped."""
+    audience: Audience | None = None
+    """Whom a fan-out means."""
 
 
 class FanoutRecord(msgspec.Struct, frozen=True):
@@ -542,6 +544,7 @@ class Outbox(Protocol):
         self,
         *,
         app: str | None = None,
+        source: str | None = None,
         tags: Collection[str] | None = None,
         after: float | None = None,
         before: float | None = None,

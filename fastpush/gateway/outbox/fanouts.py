@@ -36,6 +36,7 @@ JOIN app ON app.number = page.lane / 2 LEFT JOIN walk ON walk.id = page.id
 def fanouts(
     connection: sqlite3.Connection,
     app: str | None,
+    source: str | None,
     tags: Collection[str] | None,
     low: int,
     high: int,
@@ -46,12 +47,17 @@ def fanouts(
     for _ in range(MOST_CHUNKS):
         values = {"low": low, "high": high, "count": CHUNK}
         found = sorted(_from_json(connection.execute(_FANOUTS, values).fetchone()[0]), reverse=True)
-        for number, owner, source, at, packed, accepted, ended, walking in found:
+        for number, owner, record_source, at, packed, accepted, ended, walking in found:
             audience = _audience(bytes.fromhex(packed))
-            if app in (None, owner) and (tags is None or audience.means(tags)):
+            record = FanoutRecord(number, owner, record_source, at, audience, accepted, ended, bool(walking))
+            if (
+                app in (None, record.app)
+                and source in (None, record.source)
+                and (tags is None or audience.means(tags))
+            ):
                 if len(rows) == limit:
                     return FanoutPage(rows, high)
-                rows.append(FanoutRecord(number, owner, source, at, audience, accepted, ended, bool(walking)))
+                rows.append(record)
             high = number
         if len(found) < CHUNK:
             return FanoutPage(rows, None)

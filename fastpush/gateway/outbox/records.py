@@ -374,18 +374,22 @@ def find_batch(connection: sqlite3.Connection, batch: int, limit: int) -> BatchR
         return BatchRecord(batch, app, source, at, "batch", count, waiting, outcomes)
     row = connection.execute(
         "SELECT app.name, source, received_at, coalesce(walk.accepted, fanout.accepted),"
-        " coalesce(walk.ended, fanout.ended), walk.walked, walk.parked, head, payloads FROM fanout"
-        " JOIN app ON app.number = fanout.lane / 2 LEFT JOIN walk ON walk.id = fanout.id"
+        " coalesce(walk.ended, fanout.ended), walk.walked, walk.parked, head, payloads, audience"
+        " FROM fanout JOIN app ON app.number = fanout.lane / 2 LEFT JOIN walk ON walk.id = fanout.id"
         " LEFT JOIN body ON body.batch = fanout.id WHERE fanout.id = ?",
         (batch,),
     ).fetchone()
     if row is not None:
-        app, source, at, accepted, ended, walked, parked, head, payloads = row
+        app, source, at, accepted, ended, walked, parked, head, payloads, packed = row
         outcomes = _device_outcomes(connection, batch)
         outcomes["accepted"] = accepted
         waiting = None if walked == 0 else parked or 0
         entry = unpack_entries(head, payloads, 1)[0]
-        return BatchRecord(batch, app, source, at, "fanout", accepted + ended, waiting, outcomes, entry=entry)
+        audience = msgspec.msgpack.decode(packed, type=Audience)
+        return BatchRecord(
+            batch, app, source, at, "fanout", accepted + ended, waiting, outcomes, entry=entry,
+            audience=audience,
+        )  # fmt: skip
     row = connection.execute(
         "SELECT app.name, source, received_at, entries FROM stream JOIN app ON app.number = stream.app"
         " WHERE id = ?",

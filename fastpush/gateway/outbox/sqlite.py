@@ -531,6 +531,7 @@ class SqliteOutbox:
         self,
         *,
         app: str | None = None,
+        source: str | None = None,
         tags: Collection[str] | None = None,
         after: float | None = None,
         before: float | None = None,
@@ -542,7 +543,7 @@ class SqliteOutbox:
         if below is not None:
             high = min(high, below)
         return await self._storage.read(
-            lambda connection: fanouts.fanouts(connection, app, tags, low, high, limit)
+            lambda connection: fanouts.fanouts(connection, app, source, tags, low, high, limit)
         )
 
     async def passages(self, batches: Sequence[int], device_token: str) -> dict[int, Passage]:
