@@ -12,14 +12,14 @@ while JSON is written into the one shared buffer. Text never holds a lone surrog
 
 cimport cython
 from cpython.ref cimport Py_INCREF, PyObject
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memcmp, memcpy, memset
 
 from fastpush._buffer cimport Buffer, buffer_free, buffer_init
 from fastpush._json cimport (
     Key, PyBytes_AS_STRING, PyBytes_GET_SIZE, PyUnicode_DATA, PyUnicode_GET_LENGTH, PyUnicode_IS_ASCII,
-    PyUnicode_KIND, close, has_surrogate, hundredths, write_characters, write_hundredths, write_integer,
-    write_literal, write_members, write_number, write_octets, write_string, write_strings,
+    PyUnicode_KIND, close, has_surrogate, hundredths, more_room, put_close, put_hundredths, put_literal,
+    put_number, put_octets, put_string, put_strings, write_characters, write_members, write_octets,
 )
 from fastpush._vectorcall cimport (
     LastCall, PyTypeObject, call_with_tuple, newfunc, sort_arguments, vectorcallfunc,
@@ -259,71 +259,78 @@ cdef inline bytes taken():
     return octets
 
 
-cdef int write_alert(Buffer *out, Alert alert) except -1:
-    write_literal(out, b'"alert":{')
-    write_string(out, &KEYS[TITLE], alert.title)
-    write_string(out, &KEYS[SUBTITLE], alert.subtitle)
-    write_string(out, &KEYS[BODY], alert.body)
+cdef inline uint8_t *put_alert(Buffer *out, uint8_t *at, Alert alert) except NULL:
+    at = put_literal(at, b'"alert":{')
+    at = put_string(out, at, &KEYS[TITLE], alert.title)
+    at = put_string(out, at, &KEYS[SUBTITLE], alert.subtitle)
+    at = put_string(out, at, &KEYS[BODY], alert.body)
     if alert.rare is not None:
-        write_string(out, &KEYS[LAUNCH_IMAGE], alert.rare.get("launch_image"))
-        write_string(out, &KEYS[TITLE_LOC_KEY], alert.rare.get("title_loc_key"))
-        write_strings(out, &KEYS[TITLE_LOC_ARGS], alert.rare.get("title_loc_args"))
-        write_string(out, &KEYS[SUBTITLE_LOC_KEY], alert.rare.get("subtitle_loc_key"))
-        write_strings(out, &KEYS[SUBTITLE_LOC_ARGS], alert.rare.get("subtitle_loc_args"))
-        write_string(out, &KEYS[LOC_KEY], alert.rare.get("loc_key"))
-        write_strings(out, &KEYS[LOC_ARGS], alert.rare.get("loc_args"))
-        write_string(out, &KEYS[ACTION_LOC_KEY], alert.rare.get("action_loc_key"))
-        write_string(out, &KEYS[SUMMARY_ARG], alert.rare.get("summary_arg"))
-        write_integer(out, &KEYS[SUMMARY_ARG_COUNT], alert.rare.get("summary_arg_count", -1))
-    return close(out, c'}')
+        at = put_rare(out, at, alert.rare)
+    return put_close(at, c'}')
 
 
-cdef inline int write_share(Buffer *out, const Key *key, double share, bytes unusual) except -1:
+cdef uint8_t *put_rare(Buffer *out, uint8_t *at, dict rare) except NULL:
+    at = put_string(out, at, &KEYS[LAUNCH_IMAGE], rare.get("launch_image"))
+    at = put_string(out, at, &KEYS[TITLE_LOC_KEY], rare.get("title_loc_key"))
+    at = put_strings(out, at, &KEYS[TITLE_LOC_ARGS], rare.get("title_loc_args"))
+    at = put_string(out, at, &KEYS[SUBTITLE_LOC_KEY], rare.get("subtitle_loc_key"))
+    at = put_strings(out, at, &KEYS[SUBTITLE_LOC_ARGS], rare.get("subtitle_loc_args"))
+    at = put_string(out, at, &KEYS[LOC_KEY], rare.get("loc_key"))
+    at = put_strings(out, at, &KEYS[LOC_ARGS], rare.get("loc_args"))
+    at = put_string(out, at, &KEYS[ACTION_LOC_KEY], rare.get("action_loc_key"))
+    at = put_string(out, at, &KEYS[SUMMARY_ARG], rare.get("summary_arg"))
+    return put_number(at, &KEYS[SUMMARY_ARG_COUNT], rare.get("summary_arg_count", -1))
+
+
+cdef inline uint8_t *put_share(Buffer *out, uint8_t *at, const Key *key, double share, bytes unusual) except NULL:
     """Write a number from 0 to 1, of which `unusual` is the JSON unless it has two decimals; nothing for -1."""
     if unusual is not None:
-        return write_number(out, key, unusual)
+        return put_octets(out, at, key, unusual)
     if share != -1.0:
-        return write_hundredths(out, key, hundredths(share))
-    return 0
+        return put_hundredths(at, key, hundredths(share))
+    return at
 
 
-cdef int write_sound(Buffer *out, Sound sound, bytes volume) except -1:
-    write_literal(out, b'"sound":{')
+cdef uint8_t *put_sound(Buffer *out, uint8_t *at, Sound sound, bytes volume) except NULL:
+    at = put_literal(at, b'"sound":{')
     if sound.critical:
-        write_literal(out, b'"critical":1,')
-    write_string(out, &KEYS[NAME], sound.name)
-    write_share(out, &KEYS[VOLUME], -1.0 if sound.volume is None else sound.volume, volume)
-    return close(out, c'}')
+        at = put_literal(at, b'"critical":1,')
+    at = put_string(out, at, &KEYS[NAME], sound.name)
+    at = put_share(out, at, &KEYS[VOLUME], -1.0 if sound.volume is None else sound.volume, volume)
+    return put_close(at, c'}')
 
 
 cdef int write_aps(Buffer *out, Payload payload, bytes relevance, bytes volume) except -1:
     """Write the beginning of the JSON, up to and with the comma behind the `aps` dictionary."""
-    write_literal(out, b'{"aps":{')
+    cdef uint8_t *at = more_room(out)
+    at = put_literal(at, b'{"aps":{')
     if type(payload.alert) is Alert:
-        write_alert(out, <Alert>payload.alert)
+        at = put_alert(out, at, <Alert>payload.alert)
     else:
-        write_string(out, &KEYS[ALERT], <str>payload.alert)
-    write_integer(out, &KEYS[BADGE], payload.badge_number)
+        at = put_string(out, at, &KEYS[ALERT], <str>payload.alert)
+    at = put_number(at, &KEYS[BADGE], payload.badge_number)
     if type(payload.sound) is Sound:
-        write_sound(out, <Sound>payload.sound, volume)
+        at = put_sound(out, at, <Sound>payload.sound, volume)
     else:
-        write_string(out, &KEYS[SOUND], <str>payload.sound)
-    write_string(out, &KEYS[THREAD_ID], payload.thread_id)
-    write_string(out, &KEYS[CATEGORY], payload.category)
+        at = put_string(out, at, &KEYS[SOUND], <str>payload.sound)
+    at = put_string(out, at, &KEYS[THREAD_ID], payload.thread_id)
+    at = put_string(out, at, &KEYS[CATEGORY], payload.category)
     if payload.content_available:
-        write_literal(out, b'"content-available":1,')
+        at = put_literal(at, b'"content-available":1,')
     if payload.mutable_content:
-        write_literal(out, b'"mutable-content":1,')
-    write_string(out, &KEYS[TARGET_CONTENT_ID], payload.target_content_id)
-    write_string(out, &KEYS[INTERRUPTION_LEVEL], payload.interruption_level)
-    write_share(out, &KEYS[RELEVANCE_SCORE], payload.relevance, relevance)
+        at = put_literal(at, b'"mutable-content":1,')
+    at = put_string(out, at, &KEYS[TARGET_CONTENT_ID], payload.target_content_id)
+    at = put_string(out, at, &KEYS[INTERRUPTION_LEVEL], payload.interruption_level)
+    at = put_share(out, at, &KEYS[RELEVANCE_SCORE], payload.relevance, relevance)
     if payload.rare is not None:
-        write_string(out, &KEYS[FILTER_CRITERIA], payload.rare.get("filter_criteria"))
+        at = put_string(out, at, &KEYS[FILTER_CRITERIA], payload.rare.get("filter_criteria"))
     if payload.content_changed:
-        write_literal(out, b'"content-changed":true,')
+        at = put_literal(at, b'"content-changed":true,')
     if payload.rare is not None:
-        write_strings(out, &KEYS[URL_ARGS], payload.rare.get("url_args"))
-    return close(out, c'}')
+        at = put_strings(out, at, &KEYS[URL_ARGS], payload.rare.get("url_args"))
+    at = put_close(at, c'}')
+    out.length = at - out.octets
+    return 0
 
 
 cdef int encode_payload(Payload payload, object data) except -1:
