@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import unicodedata
 from pathlib import Path
@@ -29,11 +30,14 @@ class Demo:
             stderr=subprocess.STDOUT, env=os.environ | {"TMPDIR": str(folder), "LC_ALL": "C"},
         )  # fmt: skip
         self.text = ""
+        self.bound = threading.Timer(180, self.popen.kill)  # reading its output has no other end
 
     def __enter__(self):
+        self.bound.start()
         return self
 
     def __exit__(self, *_):
+        self.bound.cancel()
         self.popen.kill()
         self.popen.wait()
         if not self.popen.stdout.closed:

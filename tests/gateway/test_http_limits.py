@@ -44,7 +44,7 @@ async def how_long(served, octets, drip=b""):
         async def dripping():
             try:
                 while drip:
-                    await trio.sleep(0.05)
+                    await trio.sleep(0.05)  # the rate of a slow sender
                     await stream.send_all(drip)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 pass
@@ -98,7 +98,7 @@ async def test_a_body_at_its_least_rate_has_its_whole_time_and_no_more():
         stream = await served.connect()
         await stream.send_all(post(b"Content-Length: 1500"))
         for _ in range(30):
-            await trio.sleep(0.05)
+            await trio.sleep(0.05)  # the rate of the sender: 1,000 octets a second
             await stream.send_all(bytes(50))
         assert status(await stream.receive_some(65_536)) == 200
         await stream.aclose()
@@ -185,7 +185,7 @@ async def test_idle_connections_end_with_the_server_and_a_late_request_is_served
             await stream.receive_some(65_536)
         began = trio.current_time()
         served.stop.set()
-        await trio.sleep(0.05)
+        await trio.testing.wait_all_tasks_blocked()
         await late.send_all(GET)
         answer = await read_to_end(late)
         assert status(answer) == 200
