@@ -144,10 +144,10 @@ def measure_one(case: Case, count: int, folder: Path) -> dict[str, float]:
         with server(job) as (process, there):
             warm_up = max(count // 20, 64 if case.batch == 1 else 8)
             load(case, warm_up, body, there)
-            settle(process)
+            settle(process, drained=case.outcome)
             before, began = cpu_seconds(process.pid), time.perf_counter()
             wall = load(case, count, body, there)
-            counts = settle(process)
+            counts = settle(process, drained=case.outcome)
             passed = time.perf_counter() - began if case.outcome else wall
             used = cpu_seconds(process.pid) - before
             peak = peak_octets(process.pid)
@@ -211,19 +211,26 @@ def server(job: dict[str, Any]) -> Iterator[tuple[subprocess.Popen[str], dict[st
             stream.close()
 
 
-def settle(process: subprocess.Popen[str]) -> dict[str, int]:
-    """Wait until the number of those that wait changes no more."""
-    last = -1
+def settle(process: subprocess.Popen[str], *, drained: bool) -> dict[str, int]:
+    """What the server counts, once nothing waits there if it sends on what it takes.
+
+    Raises:
+      NoFigure: something waits after two minutes.
+    """
+    give_up = time.perf_counter() + 120
     while True:
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write("\n")
         process.stdin.flush()
         counts: dict[str, int] = json.loads(process.stdout.readline())
-        if counts["waiting"] in (0, last):
+        if not drained or counts["waiting"] == 0:
             return counts
-        last = counts["waiting"]
-        time.sleep(0.02 if last < 5_000 else 0.1)
+        if time.perf_counter() > give_up:
+            raise measure.NoFigure(f"{counts['waiting']:,} wait after two minutes")
+        # Each look is work for the process that is measured: few while much waits, and 20 ms are the figure's
+        # tolerance in a run of seconds.
+        time.sleep(0.02 if counts["waiting"] < 5_000 else 0.1)
 
 
 def load(case: Case, count: int, body: Path, there: dict[str, str]) -> float:
