@@ -96,7 +96,9 @@ async def _outcome(stage: Stage, push: str, within: float = 5.0) -> float:
             answer = await stage.watcher.get(f"/v1/batches/{push}")
             if answer.status == 200 and answer.body["outcomes"].get("accepted"):
                 return answer.answered_at
-            await trio.sleep(0.001)
+            await trio.sleep(
+                0.001
+            )  # as exact as what is printed; the gateway has no answer that waits for it
     raise DemoFailed(f"the gateway has no outcome of the push {push} after {within:g} s")
 
 

@@ -96,7 +96,7 @@ class Stage:
     ingest_port: int
     console: str
     key: str
-    gateway: subprocess.Popen[bytes]
+    gateway: trio.Process
     sender: Sender
     watcher: Sender
     alarms: int = 0
@@ -260,9 +260,7 @@ async def _prepare(database: Path) -> tuple[str, str]:
 
 
 @asynccontextmanager
-async def _gateway(
-    folder: Path, sockets: Sequence[socket.socket]
-) -> AsyncGenerator[subprocess.Popen[bytes], None]:
+async def _gateway(folder: Path, sockets: Sequence[socket.socket]) -> AsyncGenerator[trio.Process, None]:
     """Run `fastpush serve` until the end of the block; ready when the block begins."""
     bell = trio.socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     with bell, (folder / "gateway.log").open("wb") as log:
@@ -271,39 +269,31 @@ async def _gateway(
         environ["NOTIFY_SOCKET"] = os.fspath(folder / "notify")
         environ["PYTHONPATH"] = os.fspath(Path(__file__).parents[3])
 
-        def start() -> subprocess.Popen[bytes]:
-            return subprocess.Popen(
-                [sys.executable, "-m", "fastpush", "serve", "--config", os.fspath(folder / "fastpush.toml")],
-                env=environ,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=[each.fileno() for each in sockets],
-                start_new_session=True,  # Ctrl-C is for us; we end it in order
-            )
-
-        process = await trio.to_thread.run_sync(start)
+        process = await trio.lowlevel.open_process(
+            [sys.executable, "-m", "fastpush", "serve", "--config", os.fspath(folder / "fastpush.toml")],
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=[each.fileno() for each in sockets],
+            start_new_session=True,  # Ctrl-C is for us; we end it in order
+        )
         try:
             await _until_ready(process, bell, folder / "gateway.log")
             yield process
         finally:
             process.send_signal(signal.SIGTERM)
-            with trio.CancelScope(shield=True):
-                try:
-                    await trio.to_thread.run_sync(lambda: process.wait(END_WITHIN))
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+            with trio.move_on_after(END_WITHIN, shield=True):
+                await process.wait()
+            if process.returncode is None:
+                process.kill()
+                with trio.CancelScope(shield=True):  # not for long: nothing can put this off
+                    await process.wait()
 
 
-async def _until_ready(process: subprocess.Popen[bytes], bell: trio.socket.SocketType, log: Path) -> None:
-    ended = False
-
+async def _until_ready(process: trio.Process, bell: trio.socket.SocketType, log: Path) -> None:
     async def watch(scope: trio.CancelScope) -> None:
-        nonlocal ended
-        while process.poll() is None:  # noqa: ASYNC110
-            await trio.sleep(0.02)
-        ended = True
+        await process.wait()
         scope.cancel()
 
     with trio.move_on_after(START_WITHIN):
@@ -315,4 +305,5 @@ async def _until_ready(process: subprocess.Popen[bytes], bell: trio.socket.Socke
             return
     text = await trio.Path(log).read_text(errors="replace")
     said = re.findall(r"Error: (.*)", text) or ["it said nothing"]
-    raise DemoFailed(f"the gateway {'ended' if ended else 'did not get ready'}: {said[-1]}")
+    what = "did not get ready" if process.returncode is None else "ended"
+    raise DemoFailed(f"the gateway {what}: {said[-1]}")
