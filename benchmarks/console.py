@@ -1,7 +1,8 @@
 """How long the console's pages take, with a million outcomes stored: from the request to the whole page.
 
 The application is asked in the same process, without a server or a browser in between. The outcomes are
-those of one app, eight sources and fifty thousand device tokens; one in twenty was not accepted.
+those of one app, eight sources and fifty thousand device tokens, all registered; one in twenty was not
+accepted. Beside them are a thousand fan-outs to all of these devices, of which a hundred each were refused.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ APP = "archive"  # which nobody dispatches: the benchmark itself says how its no
 AT_ONCE = 10_000
 REASONS = ("BadDeviceToken", "Unregistered", "PayloadTooLarge", "TooManyRequests", "ServiceUnavailable")
 ALARMS = 2_000
+DEVICES, FANOUTS, REFUSED = 50_000, 1_000, 100
 INDEXED_WITHIN = 300.0  # seconds after the last was accepted
 ASKED = {"page": 200.0, "search": 500.0}  # milliseconds
 
@@ -111,7 +113,8 @@ async def fill(gateway: Any, count: int, chance: random.Random) -> dict[str, str
     """Accept so many notifications and let them end; gives marks of one of them."""
     from fastpush.gateway.outbox import End, Entry
 
-    devices = [f"{chance.getrandbits(256):064x}" for _ in range(50_000)]
+    devices = [f"{chance.getrandbits(256):064x}" for _ in range(DEVICES)]
+    await register(gateway, devices)
     payload = b'{"aps":{"alert":{"title":"Critical: sw-core-01","body":"No answer for three polls"}}}'
     known: dict[str, str] = {}
     done = 0
@@ -134,10 +137,38 @@ async def fill(gateway: Any, count: int, chance: random.Random) -> dict[str, str
         known = {"apns_id": apns_id, "device": str(entries[0].device_token), "batch": str(accepted.batch)}
         if done % 200_000 == 0:
             say(f"{done:,} stored")
+    known["fanout"] = last = await fan_out(gateway, devices, chance)
     say("waiting for the index")
     with trio.fail_after(INDEXED_WITHIN):
-        await gateway.outbox.wait_for_index(int(known["batch"]))
+        await gateway.outbox.wait_for_index(int(last))
     return known
+
+
+async def register(gateway: Any, devices: list[str]) -> None:
+    from fastpush.gateway.devices import Registration
+
+    batch = gateway.devices.open_batch(APP)
+    for device_token in devices:
+        batch.add(Registration(device_token=device_token, tags=("network",)))
+    await batch.write()
+
+
+async def fan_out(gateway: Any, devices: list[str], chance: random.Random) -> str:
+    """Accept fan-outs to all devices, which were walked to their end; gives the id of the last."""
+    from fastpush.gateway.outbox import Audience, End, Entry
+
+    audience = Audience(any_of=("network",))
+    for _ in range(FANOUTS):
+        accepted = await gateway.outbox.accept_fanout(APP, audience, Entry(None, b'{"aps":{"alert":"down"}}'))
+        now = time.time()
+        ends = [
+            End(accepted.batch, -1, "rejected", now, 410, "Unregistered", 1, device_token)
+            for device_token in chance.sample(devices, REFUSED)
+        ]
+        await gateway.outbox.settle_page(
+            accepted.batch, "ff" * 32, accepted=DEVICES - REFUSED, ends=ends, retries=[], last=True
+        )
+    return str(accepted.batch)
 
 
 async def raise_alarms(gateway: Any) -> str:
@@ -199,12 +230,15 @@ def pages(known: dict[str, str], alarm: str) -> list[tuple[str, str, str]]:
         ("notifications", "page", "/notifications"),
         ("one notification", "page", f"/notifications/{known['apns_id']}"),
         ("one batch", "page", f"/batches/{known['batch']}"),
+        ("fan-outs", "page", "/batches"),
+        ("one fan-out, for a device", "page", f"/batches/{known['fanout']}?device={known['device'][-8:]}"),
         ("webhooks", "page", "/webhooks"),
         ("preview", "page", "/webhooks/preview"),
         ("devices", "page", "/devices"),
         ("credentials", "page", "/credentials"),
         ("dead letters", "page", "/failures"),
         ("by device", "search", f"/notifications?device={known['device'][-8:]}"),
+        ("by device, and its fan-outs", "search", f"/notifications?device={known['device'][-8:]}&app={APP}"),
         ("by a device that is not there", "search", f"/notifications?device={missing}"),
         ("by part of an apns-id", "search", f"/notifications?id={known['apns_id'][:12]}"),
         ("by reason", "search", "/notifications?reason=PayloadTooLarge"),
