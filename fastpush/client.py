@@ -102,11 +102,9 @@ def _check_options(
         raise TypeError(
             f"credential must be a SigningKey or a ProviderCertificate; this is {type(credential).__name__}"
         )
-    for name, text in (("topic", topic), ("host", host)):
-        if text is not None and not isinstance(text, str):
-            raise TypeError(f"{name} must be a str or None; this is {type(text).__name__}")
-    if isinstance(topic, str) and not re.fullmatch(r"[!-~]+", topic):
-        raise ValueError(f"topic of {len(topic)} characters; a bundle id has visible ASCII characters only")
+    _check_topic(topic)
+    if host is not None and not isinstance(host, str):
+        raise TypeError(f"host must be a str or None; this is {type(host).__name__}")
     if isinstance(host, str) and not _is_host(host):
         raise ValueError(
             f"host {host[:64]!a} is neither a name nor an address; the port has its own argument"
@@ -120,6 +118,13 @@ def _check_options(
             raise ValueError(f"{name} is {number}; 1 to {most} are allowed")
     if listener is not None and not callable(listener):
         raise TypeError(f"listener must be a function or None; this is {type(listener).__name__}")
+
+
+def _check_topic(topic: object) -> None:
+    if topic is not None and not isinstance(topic, str):
+        raise TypeError(f"topic must be a str or None; this is {type(topic).__name__}")
+    if isinstance(topic, str) and not re.fullmatch(r"[!-~]+", topic):
+        raise ValueError(f"topic of {len(topic)} characters; a bundle id has visible ASCII characters only")
 
 
 def _is_host(host: str) -> bool:
@@ -203,19 +208,26 @@ class Client:
         """What happens inside, as frozen values."""
         return self._pool.statistics()
 
-    async def use_credential(self, credential: Credential, *, prove: bool = True) -> None:
+    async def use_credential(
+        self, credential: Credential, *, topic: str | None = None, prove: bool = True
+    ) -> None:
         """Prove another credential of the same owner, then use it; no push is lost.
 
         It is proved with one harmless request, to a device token that belongs to nobody. With `prove` False
         it is used unproved: for when APNs cannot be reached, and the old one is known to be no good.
 
+        Args:
+          topic: the bundle id, from now on, for notifications that name none; None leaves it as it is.
+
         Raises:
           InvalidCredential: of another team, or not for this environment or topic.
           CredentialRefused: APNs refuses it.
           NotSent: no answer came. In all three cases nothing has changed.
+          ValueError, TypeError: `topic` is none.
         """
         self._pool.check_process()
-        await self._pool.use_credential(credential, prove=prove)
+        _check_topic(topic)
+        await self._pool.use_credential(credential, topic=topic, prove=prove)
 
     async def recycle(self) -> None:
         """Replace all connections, one after the other, and lose nothing.

@@ -20,6 +20,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeAlias
 
 import trio
@@ -705,7 +706,13 @@ class Pool:
 
     def _new_connection(self, lane: _Lane) -> Connection:
         return Connection(
-            self, self._host, self._port, self._context, self._full_topic, proxy=self._proxy, lane=lane.name
+            self,
+            self._host,
+            self._port,
+            self._context,
+            partial(_full_topic, self.credential, self.topic),
+            proxy=self._proxy,
+            lane=lane.name,
         )
 
     def _start(self, lane: _Lane, connection: Connection) -> None:
@@ -743,18 +750,6 @@ class Pool:
         if reason not in _PEACEFUL:
             self._announce(Lost(self._host, reason))
         self.pump()
-
-    def _full_topic(self, topic: str | None, push_type: str) -> str:
-        """The value of apns-topic. Raises InvalidNotification or InvalidCredential."""
-        if topic is None:
-            topic = self.topic
-        if topic is None:
-            raise InvalidNotification(
-                "topic: none in the notification and none in open_client; give the app's bundle id in either"
-            )
-        full = topic_for(topic, push_type)
-        self.credential.check_topic(full)
-        return full
 
     def _announce(self, event: ClientEvent) -> None:
         if self._listener is None:
@@ -817,8 +812,8 @@ class Pool:
         if self._closed:
             raise NotSent("the client is closed")
 
-    async def use_credential(self, new: Credential, *, prove: bool = True) -> None:
-        """Prove a new credential on a connection of its own, then let it take over.
+    async def use_credential(self, new: Credential, *, topic: str | None = None, prove: bool = True) -> None:
+        """Prove a new credential on a connection of its own, then let it take over; so does a new topic.
 
         With `prove` False it takes over unproved: for when no answer comes and it is better than the old one.
 
@@ -830,12 +825,14 @@ class Pool:
         self._check_open()
         check_same_owner(self.credential, new)
         new.check_environment(self.environment)
-        if self.topic is not None:
-            new.check_topic(self.topic)
+        topic = self.topic if topic is None else topic
+        if topic is not None:
+            new.check_topic(topic)
         context = await trio.to_thread.run_sync(lambda: new.ssl_context(ca_file=self._ca_file))
         self._check_open()
-        connection = await self._prove(new, context) if prove else None
+        connection = await self._prove(new, topic, context) if prove else None
         old = [connection for lane in self._lanes for connection in lane.connections]
+        self.topic = topic
         self.credential, self._context, self._stop, self._probe_at = new, context, None, math.inf
         for other in old:
             other.outdated = True
@@ -849,11 +846,17 @@ class Pool:
         self._changed.set()
         self.pump()
 
-    async def _prove(self, new: Credential, context: ssl.SSLContext) -> Connection:
+    async def _prove(self, new: Credential, topic: str | None, context: ssl.SSLContext) -> Connection:
         """Open a connection with a new credential; what it raises is of `use_credential`."""
-        prover = Prover(new, self.topic)
+        prover = Prover(new, topic)
         connection = Connection(
-            prover, self._host, self._port, context, self._full_topic, proxy=self._proxy, lane=self._main.name
+            prover,
+            self._host,
+            self._port,
+            context,
+            partial(_full_topic, new, topic),
+            proxy=self._proxy,
+            lane=self._main.name,
         )
         assert self._nursery is not None
         self._nursery.start_soon(self._run_connection, self._main, connection)
@@ -924,6 +927,22 @@ def _load(connection: Connection) -> float:
 
 def _only_topic(credential: Credential) -> str | None:
     return credential.default_topic if isinstance(credential, ProviderCertificate) else None
+
+
+def _full_topic(credential: Credential, usual: str | None, topic: str | None, push_type: str) -> str:
+    """The value of apns-topic on a connection. Raises InvalidNotification or InvalidCredential.
+
+    Args:
+      usual: for notifications that name none.
+    """
+    topic = usual if topic is None else topic
+    if topic is None:
+        raise InvalidNotification(
+            "topic: none in the notification and none in open_client; give the app's bundle id in either"
+        )
+    full = topic_for(topic, push_type)
+    credential.check_topic(full)
+    return full
 
 
 def _text(value: bytes | None) -> str | None:

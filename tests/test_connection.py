@@ -279,7 +279,7 @@ async def test_stopped_before_it_began(clock):
         await client.wait_ready()
         opened = apns.statistics().connections_opened
         pool = client._pool
-        connection = Connection(pool, apns.host, apns.port, pool._context, pool._full_topic)
+        connection = Connection(pool, apns.host, apns.port, pool._context, lambda topic, kind: TOPIC)
         connection.stop("not wanted any more")
         await connection.run()
         assert (connection.state, connection.end_reason) == ("closed", "not wanted any more")
@@ -507,6 +507,33 @@ async def test_use_credential_under_load_loses_nothing(clock):
         report = apns.ledger.check([r.apns_id for r in responses], {r.apns_id: r.outcome for r in responses})
         assert set(report.unexpected) == proofs
         assert (report.lost, report.duplicated, report.contradicted) == ((), (), ())
+
+
+async def test_another_topic_comes_with_a_credential_that_covers_it(clock):
+    """In full flow: each push goes with one of the two, the later ones with the new one; none is lost."""
+    other = "org.example.other"
+    async with open_simulator(topics=[TOPIC, other], faults=[Delay(seconds=0.01)]) as apns:
+        old, new = apns.provider_certificate(TOPIC), apns.provider_certificate(other)
+        topics = []
+        for number in range(1, 6_001):
+            apns.on_delivery(device_token(number), lambda delivery: topics.append(delivery.topic))
+        async with open_client_on(apns, old) as client, trio.open_nursery() as nursery:
+            await client.wait_ready()
+            with pytest.raises(fastpush.InvalidCredential, match="does not cover the topic"):
+                await client.use_credential(old, topic=other)
+            with pytest.raises(ValueError, match="visible ASCII"):
+                await client.use_credential(new, topic="a b")
+
+            async def change():
+                await trio.sleep(0.005)
+                await client.use_credential(new, topic=other)
+
+            nursery.start_soon(change)
+            responses = await send_all(client, pushes(6_000))
+            assert outcomes(responses) == {"accepted": 6_000}
+            assert set(topics) == {TOPIC, other}
+            assert (await client.send(push(9))).accepted
+        assert (len(topics), topics[-1]) == (6_001, other)
 
 
 async def test_what_is_said_of_the_old_credential_no_longer_counts(clock):

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, final
 
+import msgspec
 import trio
 
 from fastpush import proof
@@ -212,11 +213,12 @@ class App:
         return self.settings.standby is not None or "standby" in self._credentials
 
     async def use_credential(
-        self, credential: Credential, *, role: Role = "main", prove: bool = True
+        self, credential: Credential, *, role: Role = "main", topic: str | None = None, prove: bool = True
     ) -> None:
         """Prove another credential, and use it from now on; nothing is lost.
 
         Args:
+          topic: what it is to push for, where that is another one too; see `use_topic`.
           prove: without it APNs is not asked: for when nobody answers.
 
         Raises:
@@ -225,21 +227,22 @@ class App:
         for (_, owner), line in list(self._lines.items()):
             if owner == role:
                 await line._settled()  # else it would be opened with the old one
-        before = self._credentials.get(role)
+        before, wanted = self._credentials.get(role), topic or self.settings.topic
+        credential.check_topic(wanted)
         taken: list[Line] = []
         for (_, owner), line in list(self._lines.items()):
             if owner == role and line.client is not None:
                 try:
-                    await line.client.use_credential(credential, prove=prove)
+                    await line.client.use_credential(credential, topic=wanted, prove=prove)
                 except FastpushError:
                     # One environment takes it and the other does not: then neither is to have it.
                     for other in taken:
                         if before is not None and other.client is not None:
-                            await other.client.use_credential(before, prove=False)
+                            await other.client.use_credential(before, topic=self.settings.topic, prove=False)
                     raise
                 taken.append(line)
         if prove and not taken:
-            await self._prove(credential, self.settings.environments[0], role)
+            await self._prove(credential, wanted, self.settings.environments[0], role)
         self._credentials[role] = credential
         for line in taken:
             line.go_on()
@@ -247,7 +250,29 @@ class App:
             if owner == role and line.client is None:
                 self._open(line)
 
-    async def _prove(self, credential: Credential, environment: Environment, role: Role) -> None:
+    async def use_topic(self, topic: str, credentials: Mapping[Role, Credential]) -> None:
+        """Push for another bundle id from now on; nothing is lost.
+
+        Args:
+          credentials: that are to be used for it, by role, proved as in `use_credential`.
+
+        Raises:
+          InvalidCredential, CredentialRefused, NotSent: as there. Nothing has changed.
+        """
+        before = dict(self._credentials)
+        taken: list[Role] = []
+        for role, credential in credentials.items():
+            try:
+                await self.use_credential(credential, role=role, topic=topic)
+            except FastpushError:
+                for other in taken:
+                    if other in before:
+                        await self.use_credential(before[other], role=other, prove=False)
+                raise
+            taken.append(role)
+        self.settings = msgspec.structs.replace(self.settings, topic=topic)
+
+    async def _prove(self, credential: Credential, topic: str, environment: Environment, role: Role) -> None:
         """Ask APNs about a credential on a connection of its own: there is no client that could.
 
         Raises:
@@ -260,7 +285,7 @@ class App:
         url = settings.proxy_url()
         answer = await proof.ask(
             credential,
-            settings.topic,
+            topic,
             host or HOSTS[environment],
             port or PORT,
             context,

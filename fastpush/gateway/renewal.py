@@ -255,6 +255,12 @@ class Renewal:
         own = (path for _, paths in self._certificates for path in paths)
         return tuple(path for slot in self.slots.values() for path in slot.files) + tuple(own)
 
+    def judge_again(self, app: str) -> None:
+        """Let the next `look` at an app's files judge again what was refused, since its topic is another."""
+        for slot in self.slots.values():
+            if slot.app == app and slot.verdict is not None and not slot.verdict.taken:
+                slot.digest = None
+
     async def look(self) -> list[Verdict]:
         """Look at all files now; what was found of those that had changed."""
         found = []

@@ -37,7 +37,7 @@ from fastpush.gateway.dispatcher import Dispatcher, Patience
 from fastpush.gateway.dispatcher.telling import tell_of_ends
 from fastpush.gateway.http import Limits, Listener, Server, ServerTLS, TrustedProxies, open_listener
 from fastpush.gateway.http import serve as serve_http
-from fastpush.gateway.notices import open_notices
+from fastpush.gateway.notices import Carrier, open_notices
 from fastpush.gateway.notices.channels import carriers_of
 from fastpush.gateway.outbox import Audience, Outbox
 from fastpush.gateway.outbox.sqlite import open_outbox
@@ -165,6 +165,7 @@ class Service:
         self._ending = trio.Event()
         self._doors: _Doors | None = None
         self._gateway: Gateway | None = None
+        self._carriers: Callable[[Config], list[Carrier]] | None = None
 
     @property
     def started(self) -> bool:
@@ -193,7 +194,10 @@ class Service:
         """
         assert self._gateway is not None, "not started"
         assert self._doors is not None
-        self.config, changes = await reload(self._gateway, self.config, config, self._doors.certificates)
+        assert self._carriers is not None
+        self.config, changes = await reload(
+            self._gateway, self.config, config, self._doors.certificates, self._carriers
+        )
         self._gateway.configure(self.config)
         return changes
 
@@ -267,10 +271,10 @@ class Service:
             await vitals.open()
             await background.start(vitals.run)
             timekeeper = Timekeeper(clock)  # what is told goes by the best time that is known
-            carriers = carriers_of(
-                config, outbox=outbox, devices=devices, apps=apps, clock=clock, best_clock=timekeeper.now
+            self._carriers = partial(
+                carriers_of, outbox=outbox, devices=devices, apps=apps, clock=clock, best_clock=timekeeper.now
             )
-            notices = await open_notices(storage, carriers, clock=timekeeper.now)
+            notices = await open_notices(storage, self._carriers(config), clock=timekeeper.now)
             watchdog = await open_watchdog(
                 config,
                 storage=storage,

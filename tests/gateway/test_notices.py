@@ -212,6 +212,31 @@ async def test_a_carrier_that_breaks_is_a_failed_telling(path, caplog, patient_c
     assert email.told == [("raised", 10)]
 
 
+async def test_other_carriers_take_over_what_waits_and_repeat_nothing(path):
+    """One is exchanged while it fails, one is new, one is gone; what was told is not told again."""
+    failing, better = Carrier("webhook", fails=99), Carrier("webhook")
+    mail, added = Carrier("email"), Carrier("opmanager")
+    async with Life(path, failing, mail) as notices:
+        await tell(notices, notice())
+        await failing.until(tries=1)
+        await mail.until(told=1)
+        notices.use_carriers([better, added])
+        await better.until(told=1)  # and not only when the other's pause is over
+        with trio.fail_after(5):
+            await notices.wait_told()
+        assert (mail.told, added.told) == ([("raised", 10)], [])
+        assert failing.tries == 1
+        await tell(notices, notice(3))
+        for carrier in (better, added):
+            await carrier.until(told=carrier.told.count(("raised", 10)) + 1)
+        assert (better.told[-1], added.told) == (("raised", 3), [("raised", 3)])
+        assert mail.told == [("raised", 10)], "it is gone"
+        notices.use_carriers([better, added, mail])
+        await notices.apply(Judgement(withdraw=("certificate:a",)), NOW)
+        await mail.until(told=2)
+        assert mail.told[-1] == ("withdrawn", 3)
+
+
 async def test_a_trial_goes_by_every_channel_and_leaves_nothing_behind(path):
     email, webhook = Carrier("email", fails=1), Carrier("webhook")
     async with Life(path, email, webhook) as notices:

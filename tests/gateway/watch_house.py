@@ -55,6 +55,7 @@ def drop(path, octets):
 @dataclass
 class House:
     simulator: Any
+    service: Any
     gateway: Any
     folder: Any
     admin: str
@@ -114,22 +115,28 @@ class House:
         )
 
 
+def write_config(simulator, folder, *, topic=TOPIC, more="", credential=None):
+    """Write the file, and read it."""
+    text = CONFIG.format(
+        topic=topic, port=simulator.port, ca_file=simulator.ca_file, more=more,
+        credential=credential or 'certificate_file = "push.pem"',
+    )  # fmt: skip
+    (folder / "fastpush.toml").write_text(text)
+    return load_config(folder / "fastpush.toml", {})
+
+
 @asynccontextmanager
 async def open_house(simulator, folder, *, ends=None, more="", credential=None, clock=time.time, phones=2):
     """Run it for as long as the block lasts; opened again on the same folder it is the next process."""
     if not (folder / "push.pem").exists():
         drop(folder / "push.pem", pem(simulator.issue_provider_certificate(TOPIC, valid_until=ends)))
-    text = CONFIG.format(
-        topic=TOPIC, port=simulator.port, ca_file=simulator.ca_file, more=more,
-        credential=credential or 'certificate_file = "push.pem"',
-    )  # fmt: skip
-    (folder / "fastpush.toml").write_text(text)
-    service = Service(load_config(folder / "fastpush.toml", {}), clock=clock)
+    config = write_config(simulator, folder, more=more, credential=credential)
+    service = Service(config, clock=clock)
     async with trio.open_nursery() as nursery:
         started = await nursery.start(service.run)
         gateway = started.gateway
         made = await gateway.keys.create(f"test {time.monotonic_ns()}", ["admin", "alarms", "notify"])
-        house = House(simulator, gateway, folder, started.admin[0], made.secret)
+        house = House(simulator, service, gateway, folder, started.admin[0], made.secret)
         for number in range(1, phones + 1):
             house.phones.append(f"{number:064x}")
             await gateway.devices.register(

@@ -1,18 +1,28 @@
-"""The carriers that a configuration asks for."""
+"""The carriers that a configuration asks for, and what would keep them from telling."""
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
-from fastpush.gateway.config import Config
+from fastpush.gateway import signatures
+from fastpush.gateway.config import (
+    Config,
+    RestSettings,
+    SecretUnusable,
+    SmtpSettings,
+    WebhookSettings,
+    read_secret,
+)
 from fastpush.gateway.notices.email import EmailCarrier
 from fastpush.gateway.notices.outgoing import OpManagerCarrier, WebhookCarrier
 from fastpush.gateway.notices.push import App, Devices, PushCarrier
 from fastpush.gateway.notices.store import Carrier, LogCarrier
 from fastpush.gateway.outbox import Outbox
 
-__all__ = ["carriers_of"]
+__all__ = ["carriers_of", "why_unusable"]
 
 
 def carriers_of(
@@ -40,3 +50,31 @@ def carriers_of(
     if settings.webhook is not None:
         carriers.append(WebhookCarrier(settings.webhook, clock=best_clock))
     return carriers
+
+
+def why_unusable(settings: SmtpSettings | RestSettings | WebhookSettings) -> str | None:
+    """What surely keeps a table of `[notices]` from telling, None where nothing does. Reads its files."""
+    try:
+        if isinstance(settings, WebhookSettings):
+            _read(settings.secret_file, signatures.read_signing_secret)
+        elif isinstance(settings, RestSettings):
+            _read(settings.api_key_file)
+        elif settings.password_file is not None:
+            _read(settings.password_file)
+        if not isinstance(settings, WebhookSettings) and settings.ca_file is not None:
+            ssl.create_default_context(cafile=settings.ca_file)
+    except SecretUnusable as error:
+        return str(error)
+    except ssl.SSLError:
+        return f"{settings.ca_file}: no certificate in PEM is there"  # type: ignore[union-attr]
+    except OSError as error:
+        return f"{error.filename or settings.ca_file}: {error.strerror}"  # type: ignore[union-attr]
+    return None
+
+
+def _read(path: Path, form: Callable[[str], object] = str) -> None:
+    text = read_secret(path)
+    try:
+        form(text)
+    except ValueError as error:
+        raise SecretUnusable(f"{path}: {error}") from None

@@ -200,9 +200,11 @@ class Notices:
         """Those that are told of a notice: the ones that are asked, and the ones with a carrier."""
         return tuple(channel for channel in CHANNELS if channel in ASKED or channel in self._carriers)
 
-    def add_carrier(self, carrier: Carrier) -> None:
-        """Add a channel, before `run`: some need what is opened later."""
-        self._carriers[carrier.channel] = carrier
+    def use_carriers(self, carriers: Iterable[Carrier]) -> None:
+        """Tell by these from now on, what waits too; what was told is not told again by a new one."""
+        self._carriers = {carrier.channel: carrier for carrier in carriers}
+        for bell in self._bells.values():
+            bell.set()
 
     def standing(self) -> list[Notice]:
         """What has not been withdrawn, the worst first."""
@@ -321,14 +323,15 @@ class Notices:
     async def run(self, *, task_status: trio.TaskStatus[Notices] = trio.TASK_STATUS_IGNORED) -> None:
         """Carry tellings until cancelled."""
         async with trio.open_nursery() as nursery:
-            for carrier in self._carriers.values():
-                nursery.start_soon(self._carry, carrier)
+            for channel in CHANNELS:
+                if channel not in ASKED:
+                    nursery.start_soon(self._carry, channel)
             task_status.started(self)
             await trio.sleep_forever()
 
     async def wait_told(self) -> None:
         """Wait until no telling waits; with a channel that fails, that may be days."""
-        while any(self._waiting.values()):
+        while any(self._waiting.get(channel) for channel in self._carriers):
             await self._idle.park()
 
     async def trial(self, now: float | None = None) -> list[Trial]:
@@ -350,15 +353,17 @@ class Notices:
                 nursery.start_soon(try_out, carrier)
         return [found[channel] for channel in CHANNELS if channel in found]
 
-    async def _carry(self, carrier: Carrier) -> None:
+    async def _carry(self, channel: Channel) -> None:
         """Tell what waits, in order; one that failed waits for its time and lets the others pass."""
-        channel = carrier.channel
+        carrier: Carrier | None = None
         due: dict[int, float] = {}
         while True:
-            queue, now = self._waiting.get(channel, []), trio.current_time()
+            if carrier is not self._carriers.get(channel):
+                carrier, due = self._carriers.get(channel), {}  # with another one it may go at once
+            queue, now = self._waiting.get(channel, []) if carrier is not None else [], trio.current_time()
             due = {one.number: due.get(one.number, now) for one in queue}
             telling = next((one for one in queue if due[one.number] <= now), None)
-            if telling is None:
+            if telling is None or carrier is None:
                 if not queue:
                     self._idle.unpark_all()
                 bell = self._bells[channel] = trio.Event()

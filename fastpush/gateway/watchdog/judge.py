@@ -140,6 +140,17 @@ def judge(sight: Sight, told: Mapping[str, Told], now: float, table: Table | Non
                 tell.append(notice)  # it was over, and is there again
             else:
                 restore.append(before.notice)
+        elif (notice.name, notice.topic) != (before.notice.name, before.notice.topic):
+            # Of the same thing under another name: who asks is told that, and nobody is told again. It is
+            # withdrawn from where it was raised.
+            restore.append(
+                msgspec.structs.replace(
+                    notice,
+                    stage=before.notice.stage,
+                    channels=before.notice.channels,
+                    entity=before.notice.entity,
+                )
+            )
     for certificate in _once(sight.certificates):
         # Told of already, and the clock went back a little over the line.
         before = told.get(_certificate_id(certificate))

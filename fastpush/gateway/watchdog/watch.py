@@ -155,6 +155,14 @@ class Watchdog:
 
     # What others ask and tell. None of these waits.
 
+    def configure(self, config: Config) -> None:
+        """Go by another configuration, its topics and OpManager's REST interface, and look at once."""
+        if config.notices.opmanager != self._config.notices.opmanager:
+            self._rest_known, self._rest_key = False, None
+        self._config = config
+        self._read_due = 0.0
+        self._bell.set()
+
     def heard(self, source: str) -> None:
         """A webhook of this source came."""
         self._sources.heard(source, self._time.now())
