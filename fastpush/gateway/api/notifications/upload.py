@@ -45,6 +45,10 @@ CHUNK_AFTER = 0.5
 BUSY_FOR = 5.0
 """Seconds for which an upload waits when the disk does not keep up, before it is refused."""
 
+ASK_AGAIN_AFTER = 0.05
+"""Seconds until a disk that did not keep up is asked again. It is the age of its queue that counts, of which
+no event tells: a commit takes some milliseconds, and from an age of 0.25 s the outbox takes nothing more."""
+
 LONGEST_PAUSE = 5.0
 """Seconds between two chunks of a key that is over its quota."""
 
@@ -356,7 +360,7 @@ class Upload:
             except OutboxBusy as busy:
                 if busy.retry_after > 1 or trio.current_time() > until:
                     raise
-            await trio.sleep(0.05)
+            await trio.sleep(ASK_AGAIN_AFTER)
 
     # The answer.
 
