@@ -1,9 +1,12 @@
 """What APNs' answers do to a device: the rule of the 410, the other environment, the breaker."""
 
+import sqlite3
+
 import pytest
 import trio
+import trio.testing
 
-from fastpush.gateway.devices import Verdict, verdicts
+from fastpush.gateway.devices import Verdict, changes, verdicts
 from fastpush.gateway.devices.verdicts import Judge
 from fastpush.gateway.outbox import Audience
 from tests.clocks import story_clock
@@ -251,6 +254,23 @@ def test_the_breaker_closes_when_apns_accepts_again():
     assert judge.breaker(APP) is None
 
 
+@pytest.mark.parametrize(
+    "cure", [lambda judge: judge.report(APP, [], 200, 0.0), lambda judge: judge.close_breaker(APP)]
+)
+async def test_who_waits_for_the_breaker_is_told_when_it_closes(cure, clock):
+    judge = Judge()
+    await judge.closed(APP)
+    for _ in range(2):
+        judge.report(APP, [bad(number) for number in range(200)], 0, 0.0)
+        with trio.fail_after(1.0):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(judge.closed, APP)
+                await trio.testing.wait_all_tasks_blocked()
+                assert nursery.child_tasks
+                cure(judge)
+        assert judge.breaker(APP) is None
+
+
 def test_only_the_last_200_count():
     judge = counted(0, 10)
     for _ in range(30):
@@ -312,3 +332,30 @@ async def test_what_was_reported_is_written_by_run_and_at_its_end(house):
         house.devices.report(APP, [gone(2)])
         nursery.cancel_scope.cancel()
     assert await alive(house) == []
+
+
+async def test_what_the_disk_refuses_is_written_by_run_a_second_later(house, monkeypatch, clock):
+    """Who asks for it to be written now does not wait for the disk to be cured."""
+    clock.holds.append(lambda: house.storage.pending_rows > 0)
+    await house.register(1)
+    write, refusals = changes.apply_verdicts, []
+
+    def refuse(connection, **fields):
+        refusals.append(fields)
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+        raise error
+
+    monkeypatch.setattr(changes, "apply_verdicts", refuse)
+    house.devices.report(APP, [gone(1)])
+    started = trio.current_time()
+    assert not await house.devices.settle()
+    assert trio.current_time() < started + 1.0
+    assert len(refusals) == 1
+    monkeypatch.setattr(changes, "apply_verdicts", write)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(house.devices.run)
+        await house.devices.wait_for_events(0)
+        nursery.cancel_scope.cancel()
+    assert await alive(house) == []
+    assert await house.devices.settle()

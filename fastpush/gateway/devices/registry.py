@@ -44,6 +44,7 @@ LETTERS: dict[str, str] = {"production": "p", "development": "d"}
 ENVIRONMENTS: dict[str, Environment] = {"p": "production", "d": "development"}
 TRIM_EVERY = 60.0  # seconds
 WRITE_EVERY = 0.2  # seconds in which verdicts gather
+RETRY_AFTER = 1.0  # seconds until a disk that refused them is tried again; the storage gives one up by itself
 ASK_AT_ONCE = 256  # device tokens in one statement
 WRITE_AT_ONCE = 500  # in one commit
 LEAST_DIGITS = 4  # by which a device is looked for
@@ -315,6 +316,10 @@ class Devices:
         """Why nothing of the app is deleted and its dispatch is to pause; None while all is well."""
         return self._judge.breaker(app)
 
+    async def breaker_closed(self, app: str) -> None:
+        """Return when `breaker` has nothing against the app."""
+        await self._judge.closed(app)
+
     def close_breaker(self, app: str) -> None:
         """Begin anew, after the cause was cured: a new credential, another topic, or somebody's word."""
         self._judge.close_breaker(app)
@@ -415,7 +420,8 @@ class Devices:
                 while True:
                     await self._judge.wait()
                     await trio.sleep(WRITE_EVERY)
-                    await self.settle()
+                    if not await self.settle():
+                        await trio.sleep(RETRY_AFTER)
         finally:
             with trio.move_on_after(5.0, shield=True):
                 await self.settle()
@@ -426,8 +432,8 @@ class Devices:
             with suppress(StorageError):  # which has told of itself
                 await self._storage.write(partial(changes.trim, now=self._milliseconds()), essential=True)
 
-    async def settle(self) -> None:
-        """Write now what was reported and is believed."""
+    async def settle(self) -> bool:
+        """Write now what was reported and is believed; False where the disk refused some."""
         while due := self._judge.take(WRITE_AT_ONCE, trio.current_time()):
             numbered = [(self._apps[app], verdict) for app, verdict in due if app in self._apps]
             try:
@@ -436,7 +442,7 @@ class Devices:
                     essential=True,
                 )
             except StorageBroken:
-                return
+                return True  # it is over: the gateway ends
             except StorageError as error:
                 logger.warning(
                     "verdicts on devices could not be written, and will be",
@@ -444,12 +450,12 @@ class Devices:
                     error=str(error),
                 )
                 self._judge.give_back(due)
-                await trio.sleep(1.0)
-                return
+                return False
             if last:
                 self._last_event = last
                 self._news.set()
                 self._news = trio.Event()
+        return True
 
     def _milliseconds(self) -> int:
         return int(self._clock() * 1_000)

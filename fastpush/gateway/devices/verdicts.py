@@ -40,7 +40,7 @@ DEAD = frozenset(("Unregistered", "ExpiredToken"))
 class _App:
     """The answers of one app."""
 
-    __slots__ = ("answers", "bad", "doubtful", "last_reason", "open", "seen")
+    __slots__ = ("answers", "bad", "closed", "doubtful", "last_reason", "open", "seen")
 
     def __init__(self) -> None:
         self.answers: deque[bool] = deque(maxlen=WINDOW)  # True is one that may be our fault
@@ -48,6 +48,7 @@ class _App:
         self.seen = 0
         self.doubtful: deque[tuple[int, float, Verdict]] = deque()  # with `seen` and the time when it came
         self.open: str | None = None
+        self.closed = trio.Event()  # of this opening
         self.last_reason = ""
 
     def add(self, bad: bool) -> None:
@@ -56,6 +57,10 @@ class _App:
         self.answers.append(bad)
         self.bad += bad
         self.seen += 1
+
+    def close(self) -> None:
+        self.open = None
+        self.closed.set()
 
     def add_good(self, count: int) -> None:
         self.seen += count
@@ -70,7 +75,7 @@ class _App:
 
 @final
 class Judge:
-    """Takes answers, gives verdicts to be written. Without I/O but for `wait`; `now` is trio's clock."""
+    """Takes answers, gives verdicts to be written. Waits only in `wait` and `closed`; `now` is trio's."""
 
     def __init__(self) -> None:
         self._apps: dict[str, _App] = {}
@@ -105,7 +110,7 @@ class Judge:
                 self._count += 1
         if app.open is not None and app.bad <= CLOSES_AT * len(app.answers) and len(app.answers) == WINDOW:
             logger.warning("APNs accepts again; devices are judged as before", app=name)
-            app.open = None
+            app.close()
         if self._count > before or app.doubtful:
             self._changed.set()
 
@@ -116,6 +121,7 @@ class Judge:
                 f" DeviceTokenNotForTopic or 403, the last one {app.last_reason or '403'}: is it the right"
                 " topic, credential and environment? No device is deleted"
             )
+            app.closed = trio.Event()
             self._count -= len(app.doubtful)
             app.doubtful.clear()
             kept = [due for due in self._due if due[0] != name]
@@ -132,7 +138,13 @@ class Judge:
         if app is not None:
             app.answers.clear()
             app.bad = 0
-            app.open = None
+            app.close()
+
+    async def closed(self, name: str) -> None:
+        """Return when the breaker of an app is closed."""
+        await trio.lowlevel.checkpoint()
+        while (app := self._apps.get(name)) is not None and app.open is not None:
+            await app.closed.wait()
 
     async def wait(self) -> None:
         """Return when `take` has something to give."""
