@@ -42,6 +42,7 @@ class Registry:
         self.reported = []
         self.learnt = {}
         self.broken = None
+        self.cured = trio.Event()
 
     async def page(self, app, audience, after="", limit=1_000):
         await trio.lowlevel.checkpoint()
@@ -67,6 +68,13 @@ class Registry:
 
     def breaker(self, app):
         return self.broken
+
+    async def breaker_closed(self, app):
+        await self.cured.wait()
+
+    def cure(self):
+        self.broken = None
+        self.cured.set()
 
     async def learn_environment(self, app, device_token, environment):
         await trio.lowlevel.checkpoint()

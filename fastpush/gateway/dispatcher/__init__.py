@@ -48,6 +48,9 @@ class Devices(Protocol):
     def breaker(self, app: str) -> str | None:
         """Why the app's device tokens look wrong as a whole, None if they do not."""
 
+    async def breaker_closed(self, app: str) -> None:
+        """Return when `breaker` gives None."""
+
     async def environments(self, app: str, device_tokens: Sequence[str]) -> Any:
         """To which environment device tokens belong: those that are known."""
 
@@ -85,12 +88,13 @@ class Dispatcher:
         self.patience = patience or Patience()
         self.badge = badge
         self.counters = counters or Counters()
-        self.settler = Settler(outbox)
+        self.settler = Settler(outbox, self.landed)
         self.slots = Slots(slots)
         self.draining = False
         self._apps: dict[str, Dispatch] = {}
         self._claiming = trio.CancelScope()
         self._stopped_claiming = trio.Event()
+        self._landed = trio.Event()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {len(self._apps)} apps, {self.slots.held} in flight>"
@@ -128,8 +132,13 @@ class Dispatcher:
             await self._stopped_claiming.wait()
             for each in self._apps.values():
                 each.give_back()
-            while self.busy:  # noqa: ASYNC110
-                await trio.sleep(0.01)
+            while self.busy:
+                await self._landed.wait()
+
+    def landed(self) -> None:
+        """Note that something is no longer in flight, or that its outcome is on disk."""
+        self._landed.set()
+        self._landed = trio.Event()
 
     def on_outcomes(self, listener: Callable[[Outcomes], object]) -> None:
         """Have a function called with what is on disk; it must return at once."""

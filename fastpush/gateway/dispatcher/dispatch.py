@@ -128,7 +128,8 @@ class Dispatch:
                 self._probed_at = now
                 return PROBED_AT_ONCE
             else:
-                await trio.sleep(1.0)
+                with trio.move_on_at(self._probed_at + PROBE_EVERY):
+                    await dispatcher.devices.breaker_closed(self.app.name)
 
     async def _send(self, claims: Sequence[Claimed], high: bool) -> None:
         now = self.dispatcher.clock()
@@ -254,6 +255,7 @@ class Dispatch:
         if held:
             self.hold(outlet.line)
             self._outlet(outlet.line.environment).put_back(held)
+            self.dispatcher.landed()
         self.report(verdicts, responses, len(held), rest, now)
         if ends or retries:
             self.settle(ends, claims, retries, parked)
@@ -364,6 +366,7 @@ class Dispatch:
         lost = outlet.take_back()
         lost.sort(key=lambda claim: (claim.batch, claim.index))
         outlet.put_back([(self.maker.notification(claim), claim) for claim in lost])
+        self.dispatcher.landed()
 
     def _catch_up(self) -> None:
         """Nothing went out for a while. Before it does, find out which is the newest for each device."""

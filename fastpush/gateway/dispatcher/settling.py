@@ -56,12 +56,16 @@ class Gathered:
 class Settler:
     """Writes what the apps hand over, and tells the listeners when it is on disk.
 
+    Args:
+      written: called when all of what was gathered is on disk, and told.
+
     Attributes:
       listeners: called with `Outcomes`; they must return at once. What they raise is logged.
     """
 
-    def __init__(self, outbox: Outbox) -> None:
+    def __init__(self, outbox: Outbox, written: Callable[[], object]) -> None:
         self._outbox = outbox
+        self._written = written
         self._gathered: dict[str, Gathered] = {}
         self._count = 0
         self._some = trio.Event()
@@ -117,6 +121,7 @@ class Settler:
                 for done in each.done:
                     done()
             self._writing = False
+            self._written()
 
     def hurry(self) -> None:
         """Gather no longer: the end is near."""

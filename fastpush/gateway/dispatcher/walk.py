@@ -183,6 +183,7 @@ class Walker:
             self._pages -= 1
             self._flows[fanout.entry.high].release(len(page.device_tokens))
             pages.release_on_behalf_of(place)
+            dispatcher.landed()
 
     async def _send_page(self, fanout: Fanout, page: Page) -> None:
         """Send to all devices of a page until each has an end or a time."""
