@@ -11,7 +11,6 @@ again behind it, before the alarm's next event is judged.
 
 from __future__ import annotations
 
-import logging
 import sqlite3
 import time
 from collections import Counter, OrderedDict, deque
@@ -51,6 +50,7 @@ from fastpush.gateway.alarm_table import (
 )
 from fastpush.gateway.alarms import LOUD, SHOWN, AlarmRow, Verdict, acknowledge, judge
 from fastpush.gateway.banners import Banner, Look, acknowledged_banner, banner
+from fastpush.gateway.log import get_logger
 from fastpush.gateway.notices import is_echo
 from fastpush.gateway.outbox import Audience, Entry, Outbox, OutboxBusy
 from fastpush.gateway.routes import Routes, address
@@ -71,7 +71,7 @@ __all__ = [
     "open_alarms",
 ]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 Reach = Callable[[str, Audience], Awaitable[bool]]
 """Whether an app has any device of an audience."""
@@ -294,8 +294,10 @@ class Alarms:
             with suppress(OutboxBusy, StorageError):
                 while names := await self._storage.read(partial(read_owed, limit=100)):
                     for name in names:
-                        _, step, _ = await self._change(name, self._late)
-                        self._rules["late"] += step is not None
+                        _, step, push = await self._change(name, self._late)
+                        if step is not None:
+                            self._rules["late"] += 1
+                            _tell_judged(name, step, push)
             if not self._owed:
                 self._owing = trio.Event()
 
@@ -316,13 +318,7 @@ class Alarms:
         assert step is not None
         told = step.told
         self._rules[told.rule] += 1
-        logger.info(
-            "alarm judged",
-            extra={
-                "alarm": name, "device": step.row.device, "rule": told.rule, "severity": told.severity,
-                "batch": None if push is None else str(push),
-            },
-        )  # fmt: skip
+        _tell_judged(name, step, push)
         if told.unrouted:
             await self._tell_unrouted(name, step.row, told)
         verdict: Any = told.rule.partition(".")[0]
@@ -430,12 +426,12 @@ class Alarms:
     async def _tell_unrouted(self, name: str, row: AlarmRow, told: Told) -> None:
         why = "no route takes it" if told.unrouted == "no route" else f"no device has {told.tags[:5]}"
         self._unrouted[told.unrouted] += 1
-        if await self._reaches((self.routes.admin_tag,)):
-            message = "alarm %s of %r (%s) goes to the administrators: %s"
-        else:
+        event = "an alarm goes to the administrators"
+        if not await self._reaches((self.routes.admin_tag,)):
             self._unrouted["nobody"] += 1
-            message = "alarm %s of %r (%s) reaches NOBODY: %s, and no device is an administrator's"
-        self._warn(f"unrouted: {told.unrouted}", message, name, row.device, row.severity, why)
+            event, why = "an alarm reaches NOBODY", f"{why}, and no device is an administrator's"
+        about = {"alarm": name, "device": row.device, "severity": row.severity, "reason": why}
+        self._warn(f"unrouted: {told.unrouted}", event, **about)
 
     async def _reaches(self, tags: tuple[str, ...]) -> bool:
         """Whether any device has one of the tags, as far as was seen in the last moments."""
@@ -453,7 +449,9 @@ class Alarms:
         try:
             any_device = await reach(self._app, Audience(any_of=tags))
         except (StorageError, sqlite3.Error):
-            logger.exception("whether any device has %s could not be read; it is taken for granted", tags[:5])
+            logger.exception(
+                "whether any device has these tags could not be read: it is taken for granted", tags=tags[:5]
+            )
             any_device = True
         self._reached[tags] = self._clock(), any_device
         if len(self._reached) > MAX_REACHED:
@@ -602,14 +600,14 @@ class Alarms:
         if not self._unread[text]:
             del self._unread[text]
 
-    def _warn(self, trouble: str, message: str, *values: object) -> None:
+    def _warn(self, trouble: str, event: str, **fields: object) -> None:
         """Tell of a trouble in the log, now and then."""
         now = time.monotonic()
         if now - self._told_at.get(trouble, -TOLD_EVERY) >= TOLD_EVERY:
             if len(self._told_at) >= MAX_TROUBLES:
                 self._told_at.clear()
             self._told_at[trouble] = now
-            logger.error(message, *values)
+            logger.error(event, **fields)
 
     # Posts that are about no alarm.
 
@@ -620,8 +618,8 @@ class Alarms:
         self._unreadable += 1
         self._warn(
             f"unreadable: {source}",
-            "a post of %d octets from %r is unreadable (%s); it is kept as number %d",
-            octets, source, content_type[:100] or "no content type", number,
+            "a post is unreadable, and kept",
+            source=source, octets=octets, content_type=content_type[:100] or None, number=number,
         )  # fmt: skip
         row = (
             self._unreadable_kind, number, now, source, content_type[:200], octets, raw,
@@ -786,6 +784,14 @@ class _Turns:
             queue.popleft().set()
         else:
             del self._queues[alarm]
+
+
+def _tell_judged(name: str, step: _Step, push: int) -> None:
+    """The line by which a webhook leads to its push: from here on `batch` is its id."""
+    logger.info(
+        "alarm judged", alarm=name, source=step.row.source, device=step.row.device, rule=step.told.rule,
+        severity=step.told.severity, batch=str(push) if push else None,
+    )  # fmt: skip
 
 
 def _still_owed(before: _Known | None, step: _Step) -> int:

@@ -1,9 +1,12 @@
 """The gateway's log: JSON off a terminal, readable on one, and nothing in it that must not be there.
 
-Modules of the gateway log through structlog, the library through `logging`; `open_log` gives both one
-handler. A line tells of what went wrong, of a change of state, or of how an alarm was judged; never of one
-more push that went well. `request_id` names the request that a line is about: it goes into the outbox as the
-entry's trace, and stands beside the apns-id where the notification ends.
+Modules of the gateway log through structlog, by `get_logger`: an event, which is the same short sentence each
+time, and the values as fields of their own. The library logs through `logging`; `open_log` gives both one
+handler. Without it the gateway's lines go wherever `logging` takes them, like those of any other module.
+
+A line tells of what went wrong, of a change of state, or of how an alarm was judged and what became of its
+push. `request_id` names the request that a line is about; `batch`, the id of what was put into the outbox,
+leads from there over the apns-id to APNs' own apns-unique-id.
 """
 
 from __future__ import annotations
@@ -16,13 +19,18 @@ from collections.abc import Generator, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any, Literal, TextIO, final
+from typing import TYPE_CHECKING, Any, Literal, TextIO, cast, final
 
 import orjson
-import structlog
 import trio
 
-__all__ = ["LEVELS", "Form", "Repeats", "clean", "open_log", "request_id"]
+if TYPE_CHECKING:
+    from structlog.stdlib import BoundLogger
+
+__all__ = [
+    "DEBUG", "INFO", "LEVELS", "STORIES", "Allowance", "Form", "Repeats", "clean", "get_logger", "open_log",
+    "request_id", "stdlib_logger",
+]  # fmt: skip
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """The request that the running task works on."""
@@ -32,6 +40,7 @@ CHATTY = ("httpx2", "watchfiles")
 be a file beside those that are watched: each line would be the cause of the next one."""
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
+DEBUG, INFO = logging.DEBUG, logging.INFO
 Form = Literal["auto", "json", "text"]
 
 _Event = MutableMapping[str, Any]
@@ -48,6 +57,52 @@ _CONTENT = frozenset({"payload", "body", "raw", "content"})
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 # Hex digits that are no device token, by the name of their field.
 _DIGESTS = frozenset({"fingerprint", "apns_id", "apns_unique_id", "digest"})
+
+
+class _Line(dict[str, Any]):
+    """An event and its fields; as a text, for handlers that know nothing of fields, it is cleaned."""
+
+    def __str__(self) -> str:
+        told = _cleaned(None, "", {name: value for name, value in self.items() if name != "exc_info"})
+        fields = " ".join(f"{name}={value!r}" for name, value in told.items() if name != "event")
+        return f"{told.get('event', '')} {fields}".rstrip()
+
+
+def _to_logging(logger: object, method: str, event: _Event) -> tuple[tuple[_Line], dict[str, Any]]:
+    """The last step in structlog: a call of `logging`, as ProcessorFormatter knows it, for any handler."""
+    about = {"_logger": logger, "_name": method}
+    return (_Line(event),), {"extra": about, "exc_info": event.get("exc_info")}
+
+
+class _Logger:
+    """Becomes structlog's with its first line: a command that writes none is not to wait for the import."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        import structlog
+
+        bound = structlog.wrap_logger(
+            logging.getLogger(self._name),
+            processors=[structlog.stdlib.filter_by_level, _to_logging],
+            wrapper_class=structlog.stdlib.BoundLogger,
+        ).bind()
+        value = self.__dict__[attribute] = getattr(bound, attribute)
+        return value
+
+
+def get_logger(name: str) -> BoundLogger:
+    """The logger of a part of the gateway: `logger.warning("the sentence", field=value)`.
+
+    It does not depend on what the process has configured for structlog, nor on whether it has anything.
+    """
+    return cast("BoundLogger", _Logger(name))
+
+
+def stdlib_logger(name: str) -> logging.Logger:
+    """For libraries that want one of `logging`'s; its lines have no fields."""
+    return logging.getLogger(name)
 
 
 @contextmanager
@@ -76,17 +131,6 @@ def open_log(
     chatty = {logger: logger.level for logger in map(logging.getLogger, CHATTY)}
     for logger in chatty:
         logger.setLevel(max(logging.WARNING, root.level))
-    structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            structlog.contextvars.merge_contextvars,
-            structlog.stdlib.PositionalArgumentsFormatter(),
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        wrapper_class=structlog.stdlib.BoundLogger,
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        cache_logger_on_first_use=False,
-    )
     try:
         yield repeats
     finally:
@@ -95,10 +139,11 @@ def open_log(
         root.setLevel(level_before)
         for logger, its_level in chatty.items():
             logger.setLevel(its_level)
-        structlog.reset_defaults()
 
 
 def _formatter(form: Form, on_terminal: bool) -> logging.Formatter:
+    import structlog
+
     readable = form == "text" or (form == "auto" and on_terminal)
     last: list[Any]
     if readable:
@@ -122,14 +167,41 @@ def _formatter(form: Form, on_terminal: bool) -> logging.Formatter:
 
 
 @final
+class Allowance:
+    """Lines that may go out: so many at once, and then so many a second."""
+
+    __slots__ = ("_left", "_refilled_at", "at_once", "per_second")
+
+    def __init__(self, at_once: int, per_second: float, now: float) -> None:
+        self.at_once, self.per_second = at_once, per_second
+        self._left, self._refilled_at = float(at_once), now
+
+    def take(self, now: float) -> bool:
+        """Whether one more may go out."""
+        grown = max(0.0, now - self._refilled_at) * self.per_second
+        self._left, self._refilled_at = min(self.at_once, self._left + grown), now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
+STORIES = frozenset({"alarm judged", "notification accepted", "notice raised", "notice over"})
+"""Events of which no line repeats another: each tells of a thing of its own."""
+
+
+@final
 class Repeats(logging.Filter):
     """Lets a fault speak, and keeps it from shouting: of each kind of line some at once, then one a second.
 
     A kind is a logger, a level and the words before their values. What was held back is counted, and the
-    count goes out with the next line of the kind, or with a line of its own once the kind is quiet.
+    count goes out with the next line of the kind, or with a line of its own once the kind is quiet. Lines of
+    STORIES are let through in larger numbers: a storm of alarms is where they are looked for.
     """
 
     AT_ONCE = 5
+    STORIES_AT_ONCE = 500
+    STORIES_PER_SECOND = 50
     QUIET = 10.0  # seconds after which the count of what was held back is told by itself
     KINDS = 1_000
 
@@ -147,11 +219,20 @@ class Repeats(logging.Filter):
         if kind is None:
             if len(self._kinds) >= self.KINDS:  # whoever makes up words for each line is not held back
                 del self._kinds[next(iter(self._kinds))]
-            kind = self._kinds[key] = _Kind(self.AT_ONCE, record.created)
-        if not kind.takes(record.created, self.AT_ONCE):
+            kind = self._kinds[key] = _Kind(self.allowance(key[2], record.created), record.created)
+        kind.at = record.created
+        if not kind.allowance.take(record.created):
+            kind.held_back += 1
             return False
         record.repeated, kind.held_back = kind.held_back, 0
         return True
+
+    @classmethod
+    def allowance(cls, words: str, now: float) -> Allowance:
+        """What lines with these words may take."""
+        if words in STORIES:
+            return Allowance(cls.STORIES_AT_ONCE, cls.STORIES_PER_SECOND, now)
+        return Allowance(cls.AT_ONCE, 1.0, now)
 
     def tell(self, now: float, quiet_for: float = QUIET) -> None:
         """Write the counts of kinds that have been quiet for so many seconds, and forget these."""
@@ -179,19 +260,10 @@ class Repeats(logging.Filter):
 
 @final
 class _Kind:
-    __slots__ = ("allowance", "at", "held_back", "refilled_at")
+    __slots__ = ("allowance", "at", "held_back")
 
-    def __init__(self, allowance: float, now: float) -> None:
-        self.allowance, self.refilled_at, self.at, self.held_back = allowance, now, now, 0
-
-    def takes(self, now: float, most: int) -> bool:
-        self.allowance = min(most, self.allowance + max(0.0, now - self.refilled_at))
-        self.refilled_at = self.at = now
-        if self.allowance < 1:
-            self.held_back += 1
-            return False
-        self.allowance -= 1
-        return True
+    def __init__(self, allowance: Allowance, now: float) -> None:
+        self.allowance, self.at, self.held_back = allowance, now, 0
 
 
 def _words(record: logging.LogRecord) -> str:
@@ -207,18 +279,22 @@ def clean(text: str) -> str:
 
 
 def _cleaned(logger: object, method: str, event: _Event) -> _Event:
+    """What may be shown; a field without a value is left out."""
+    told: _Event = {}
     for name, value in event.items():
-        if isinstance(value, bytes) or (name in _CONTENT and isinstance(value, str)):
-            event[name] = f"({len(value):,} octets)"
-        elif name == "device_token":
-            event[name] = _shortened(str(value))
-        elif _SECRET.search(name):
-            event[name] = "(hidden)"
-        elif name in _DIGESTS or value is None or isinstance(value, (bool, int, float)):
+        if value is None:
             continue
+        if isinstance(value, bytes) or (name in _CONTENT and isinstance(value, str)):
+            told[name] = f"({len(value):,} octets)"
+        elif name == "device_token":
+            told[name] = _shortened(str(value))
+        elif _SECRET.search(name):
+            told[name] = "(hidden)"
+        elif name in _DIGESTS or isinstance(value, (bool, int, float)):
+            told[name] = value
         else:
-            event[name] = clean(str(value))
-    return event
+            told[name] = clean(str(value))
+    return told
 
 
 def _visible(logger: object, method: str, event: _Event) -> _Event:

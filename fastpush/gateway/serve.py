@@ -34,7 +34,7 @@ from fastpush.gateway.counters import Counters
 from fastpush.gateway.devices import open_devices
 from fastpush.gateway.devices.webhook import tell_of_devices
 from fastpush.gateway.dispatcher import Dispatcher, Patience
-from fastpush.gateway.dispatcher.telling import tell_of_ends
+from fastpush.gateway.dispatcher.telling import Teller
 from fastpush.gateway.http import Limits, Listener, Server, ServerTLS, TrustedProxies, open_listener
 from fastpush.gateway.http import serve as serve_http
 from fastpush.gateway.notices import Carrier, open_notices
@@ -263,7 +263,7 @@ class Service:
                 clock=clock,
                 counters=counters,
             )
-            dispatcher.on_outcomes(tell_of_ends)
+            dispatcher.on_outcomes(Teller().tell)
             if tracer is not None:
                 dispatcher.on_outcomes(tracer.heard)
             await background.start(dispatcher.run)

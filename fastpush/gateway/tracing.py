@@ -102,17 +102,18 @@ class Tracer:
         fanout = outcomes.fanout
         assert fanout is not None
         last = max((end.at for end in outcomes.ends), default=None)
+        bad = sum(end.outcome != "accepted" for end in outcomes.ends)
         self._span(
             "fan-out page",
             fanout.id,
             last,
-            ok=not outcomes.ends,
+            ok=not bad,
             attributes={
                 "fastpush.app": outcomes.app,
                 "fastpush.batch": str(fanout.id),
                 "fastpush.request": fanout.entry.trace or "",
-                "fastpush.accepted": outcomes.accepted,
-                "fastpush.not_accepted": len(outcomes.ends),
+                "fastpush.accepted": outcomes.accepted + len(outcomes.ends) - bad,
+                "fastpush.not_accepted": bad,
                 "fastpush.to_be_repeated": len(outcomes.retries),
             },
         )

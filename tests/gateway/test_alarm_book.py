@@ -338,7 +338,8 @@ async def test_what_no_route_takes_goes_to_the_administrators_and_is_said(tmp_pa
         assert (recorded.unrouted, recorded.row.tags) == ("no route", ("admin",))
         assert [fanout.audience.any_of for fanout in await book.pushes()] == [("admin",)]
         assert book.alarms.statistics().unrouted == {"no route": 1}
-        assert "goes to the administrators: no route takes it" in caplog.text
+        assert "an alarm goes to the administrators" in caplog.text
+        assert "reason='no route takes it'" in caplog.text
 
 
 async def test_what_reaches_no_device_goes_to_the_administrators_too(tmp_path, caplog) -> None:
@@ -357,7 +358,8 @@ async def test_what_reaches_no_device_goes_to_the_administrators_too(tmp_path, c
         assert book.alarms.statistics().unrouted == {"no device": 50, "nobody": 50}
         recorded = await book.alarms.record(event("attention", "next"))
         assert (recorded.unrouted, recorded.row.tags) == ("no device", ("net", "admin"))
-        assert "reaches NOBODY: no device has ('net'" in caplog.text
+        assert "an alarm reaches NOBODY" in caplog.text
+        assert "no device has ('net'" in caplog.text
         assert not (await book.alarms.record(event("critical", "worst"))).unrouted
         assert {fanout.audience.any_of for fanout in await book.pushes()} == {
             ("net", "admin"),

@@ -12,7 +12,6 @@ from hashlib import blake2b
 from typing import Any, NamedTuple, final
 
 import msgspec
-import structlog
 import trio
 
 from fastpush.gateway import signatures
@@ -27,12 +26,13 @@ from fastpush.gateway.auth.signed import SignatureGuard, open_signature_guard
 from fastpush.gateway.auth.slowing import CHALLENGE, Slowing
 from fastpush.gateway.config.sections import AuthSettings
 from fastpush.gateway.control import is_trusted
+from fastpush.gateway.log import get_logger
 from fastpush.gateway.problems import Problem
 from fastpush.gateway.storage import Storage, StorageError, pour
 
 __all__ = ["Authenticator", "CreatedKey", "KeyRecord", "open_authenticator"]
 
-logger = structlog.get_logger("fastpush.gateway.auth")
+logger = get_logger("fastpush.gateway.auth")
 
 MAX_PROVED = 20_000
 MISSING = "Send a key: Authorization: Bearer KEY, Basic with the key as password, or X-Api-Key: KEY."

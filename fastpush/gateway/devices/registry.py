@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any, final
 
 import msgspec
-import structlog
 import trio
 
 from fastpush.gateway.auth import Authenticator, Principal
@@ -31,13 +30,14 @@ from fastpush.gateway.devices.values import (
     shortened,
 )
 from fastpush.gateway.devices.verdicts import Judge
+from fastpush.gateway.log import get_logger
 from fastpush.gateway.outbox import Audience
 from fastpush.gateway.problems import Problem
 from fastpush.gateway.storage import Storage, StorageBroken, StorageError
 
 __all__ = ["Devices", "open_devices"]
 
-logger = structlog.get_logger("fastpush.gateway.devices")
+logger = get_logger("fastpush.gateway.devices")
 
 ALL = Audience()
 LETTERS: dict[str, str] = {"production": "p", "development": "d"}

@@ -16,14 +16,14 @@ from collections.abc import Iterable, Sequence
 from itertools import repeat
 from typing import Any, final
 
-import structlog
 import trio
 
 from fastpush.gateway.devices.values import Verdict
+from fastpush.gateway.log import get_logger
 
 __all__ = ["Judge"]
 
-logger = structlog.get_logger("fastpush.gateway.devices")
+logger = get_logger("fastpush.gateway.devices")
 
 WINDOW = 200
 """Answers."""

@@ -9,12 +9,12 @@ from functools import partial
 from typing import final
 
 import msgspec
-import structlog
 import trio
 
 from fastpush.gateway.config import WebhookSettings, read_secret
 from fastpush.gateway.devices.registry import Devices
 from fastpush.gateway.devices.values import DeviceEvent
+from fastpush.gateway.log import get_logger
 from fastpush.gateway.signatures import read_signing_secret
 from fastpush.gateway.storage import Storage, StorageError
 from fastpush.gateway.webhooks import (
@@ -27,7 +27,7 @@ from fastpush.gateway.webhooks import (
 
 __all__ = ["DeviceWebhook", "WebhookStatistics", "tell_of_devices"]
 
-logger = structlog.get_logger("fastpush.gateway.devices")
+logger = get_logger("fastpush.gateway.devices")
 
 GATHER = 1.0  # seconds in which events gather
 AT_ONCE = 500
@@ -138,9 +138,9 @@ class DeviceWebhook:
                 wait = self._backoff.after(error)
                 logger.warning(
                     "the webhook of dead device tokens failed",
-                    reason=str(error),
+                    error=str(error),
                     failures=self._failures,
-                    again_after=round(wait),
+                    seconds=round(wait),
                 )
                 await trio.sleep(wait)
             else:

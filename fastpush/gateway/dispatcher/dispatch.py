@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, final
@@ -16,10 +15,10 @@ from fastpush.gateway.dispatcher.making import Maker
 from fastpush.gateway.dispatcher.newest import Newest
 from fastpush.gateway.dispatcher.outlet import Outlet
 from fastpush.gateway.dispatcher.settling import REPEAT_AFTER
-from fastpush.gateway.dispatcher.telling import tell_of_answers
 from fastpush.gateway.dispatcher.upkeep import keep_up
 from fastpush.gateway.dispatcher.verdicts import Way, judge, known_reason, verdict_of
 from fastpush.gateway.dispatcher.walk import Walker
+from fastpush.gateway.log import get_logger
 from fastpush.gateway.outbox import Claimed, End, Outcome, Retry
 from fastpush.gateway.storage import StorageFull, StorageUnknown
 from fastpush.notification import Notification, Response
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SUPERSEDED", "Dispatch"]
 
-logger = logging.getLogger("fastpush.gateway.dispatcher")
+logger = get_logger("fastpush.gateway.dispatcher")
 
 CLAIMED_AT_ONCE = 1_000
 PROBED_AT_ONCE = (
@@ -104,7 +103,7 @@ class Dispatch:
             try:
                 claims = await outbox.claim(name, granted, high=high)
             except (StorageFull, StorageUnknown) as error:
-                logger.warning("%s: claims wait for the disk: %s", name, error)
+                logger.warning("claims wait for the disk", app=name, error=str(error))
                 await trio.sleep(REPEAT_AFTER)
                 continue
             finally:
@@ -211,9 +210,6 @@ class Dispatch:
         held: list[tuple[Notification, Claimed]] = []
         verdicts: Verdicts = []
         rest: list[Response] = []
-        tell_of_answers(
-            self.app.name, responses, lambda response: flying[id(response.notification)].entry.trace
-        )
         for response in responses:
             notification = response.notification
             claim = flying.pop(id(notification))
@@ -224,6 +220,7 @@ class Dispatch:
                         claim.batch, claim.index, "accepted", now, 200, "",
                         claim.attempts + response.attempts,
                         notification.device_token if claim.index < 0 else None,
+                        response.apns_unique_id,
                     )
                 )  # fmt: skip
                 claims.append(claim)
@@ -275,10 +272,9 @@ class Dispatch:
         moment = trio.current_time()
         if answered and self.circuit.count(answered - failed, failed, moment, random.random()):
             logger.warning(
-                "%s: APNs answers with errors; normal priority waits %.0f s",
-                self.app.name,
-                self.circuit.until - moment,
-            )
+                "APNs answers with errors, so normal priority waits", app=self.app.name,
+                seconds=round(self.circuit.until - moment),
+            )  # fmt: skip
             for outlet in self._outlets.values():
                 outlet.ramp.begin(self.circuit.until)
 

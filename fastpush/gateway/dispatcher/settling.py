@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import final
 
 import msgspec
 import trio
 
+from fastpush.gateway.log import get_logger
 from fastpush.gateway.outbox import Claimed, End, Fanout, Outbox, Retry
 from fastpush.gateway.storage import StorageFull, StorageUnknown
 
 __all__ = ["Outcomes", "Settler"]
 
-logger = logging.getLogger("fastpush.gateway.dispatcher")
+logger = get_logger("fastpush.gateway.dispatcher")
 
 GATHER_FOR = 0.02  # seconds at most from an outcome to the call that writes it, while the disk keeps up
 ENOUGH = 1_000  # outcomes for which nothing more is gathered
@@ -26,8 +26,9 @@ class Outcomes(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
       claims: the notification of each of `ends`, then of each of `retries`; of a fan-out's page empty.
-      fanout: the fan-out, where it is a page of one; its `ends` are those not accepted.
-      accepted: devices of the page that APNs accepted.
+      fanout: the fan-out, where it is a page of one; its `ends` are those not accepted, and few others.
+      accepted: devices of the page that APNs accepted, those among `ends` left out.
+      answered: the ends of these, where the page is a small one.
     """
 
     app: str
@@ -36,6 +37,7 @@ class Outcomes(msgspec.Struct, frozen=True, gc=False):
     claims: Sequence[Claimed] = ()
     fanout: Fanout | None = None
     accepted: int = 0
+    answered: Sequence[End] = ()
 
 
 @final
@@ -135,7 +137,7 @@ class Settler:
                 await write()  # type: ignore[misc]
                 return
             except (StorageFull, StorageUnknown) as error:
-                logger.warning("outcomes wait for the disk: %s", error)
+                logger.warning("outcomes wait for the disk", error=str(error))
                 await trio.sleep(REPEAT_AFTER)
 
     def tell(self, outcomes: Outcomes) -> None:
@@ -144,4 +146,4 @@ class Settler:
                 listener(outcomes)
             except Exception as error:
                 # Not its message: that of a KeyError may be a device token.
-                logger.error("a listener failed on outcomes of %s: %s", outcomes.app, type(error).__name__)
+                logger.error("a listener failed on outcomes", app=outcomes.app, error=type(error).__name__)

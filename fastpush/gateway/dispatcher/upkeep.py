@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import trio
 
+from fastpush.gateway.log import get_logger
+
 __all__ = ["keep_up"]
 
-logger = logging.getLogger("fastpush.gateway.dispatcher")
+logger = get_logger("fastpush.gateway.dispatcher")
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
 
@@ -27,12 +28,12 @@ async def keep_up(app: str, task: Callable[..., Awaitable[object]], *arguments: 
             # Not its message: that of a KeyError may be a device token.
             calls = [call for one in _singles(error) for call in traceback.extract_tb(one.__traceback__)[-3:]]
             logger.error(
-                "%s: %s failed with %s, and begins anew in %g s: %s",
-                app,
-                getattr(task, "__qualname__", task),
-                ", ".join(type(one).__name__ for one in _singles(error)),
-                wait,
-                ", ".join(f"{call.filename}:{call.lineno} in {call.name}" for call in calls),
+                "a task failed, and begins anew",
+                app=app,
+                task=getattr(task, "__qualname__", str(task)),
+                error=", ".join(type(one).__name__ for one in _singles(error)),
+                seconds=wait,
+                calls=", ".join(f"{call.filename}:{call.lineno} in {call.name}" for call in calls),
             )
         await trio.sleep(wait)
         wait = min(LONGEST_WAIT, 2 * wait)

@@ -14,7 +14,6 @@ from fastpush.gateway.dispatcher._pages import make_notifications
 from fastpush.gateway.dispatcher.making import takes_apns_id_for_collapse_id
 from fastpush.gateway.dispatcher.settling import Outcomes
 from fastpush.gateway.dispatcher.slots import HIGH_SHARE
-from fastpush.gateway.dispatcher.telling import tell_of_answers
 from fastpush.gateway.dispatcher.upkeep import keep_up
 from fastpush.gateway.dispatcher.verdicts import Way, judge, verdict_of
 from fastpush.gateway.outbox import End, Fanout, Outcome, Retry, apns_id_base
@@ -28,6 +27,7 @@ __all__ = ["Walker"]
 PAGE_DEVICES = 1_000
 PAGES_AT_ONCE = 4  # of one fan-out
 LOOK_EVERY = 0.5  # seconds between two looks at whether a line is open
+FEW = 64  # devices of a page, up to which each has its own line in the log, as an alarm's have
 TIMED = 16  # of so many responses one is timed: a device may cost 3 µs here
 
 ENVIRONMENTS: dict[str, Environment] = {"p": "production", "d": "development"}
@@ -38,8 +38,8 @@ class Page:
     """Devices of one page, and what became of them so far."""
 
     __slots__ = (
-        "accepted", "after", "before", "cursor", "device_tokens", "done", "ends", "environments", "last",
-        "retries",
+        "accepted", "after", "answered", "before", "cursor", "device_tokens", "done", "ends", "environments",
+        "last", "retries",
     )  # fmt: skip
 
     def __init__(self, after: str, device_tokens: list[str], environments: str, last: bool) -> None:
@@ -49,6 +49,7 @@ class Page:
         self.cursor = device_tokens[-1] if device_tokens else after
         self.last = last
         self.accepted = 0
+        self.answered: list[End] = []
         self.ends: list[End] = []
         self.retries: list[Retry] = []
         self.before: trio.Event | None = None  # set when all pages before it are on disk
@@ -177,7 +178,7 @@ class Walker:
             page.done.set()
             owner.count(page.ends, page.retries, page.accepted)
             dispatcher.settler.tell(
-                Outcomes(owner.app.name, page.ends, page.retries, (), fanout, page.accepted)
+                Outcomes(owner.app.name, page.ends, page.retries, (), fanout, page.accepted, page.answered)
             )
         finally:
             self._pages -= 1
@@ -187,7 +188,7 @@ class Walker:
 
     async def _send_page(self, fanout: Fanout, page: Page) -> None:
         """Send to all devices of a page until each has an end or a time."""
-        page.accepted, page.ends, page.retries = 0, [], []
+        page.accepted, page.answered, page.ends, page.retries = 0, [], [], []
         settings, dispatcher = self._owner.app.settings, self._dispatcher
         todo: dict[Environment, list[Notification]] = {}
         by_environment = _divide(page.device_tokens, page.environments)
@@ -302,7 +303,10 @@ class Walker:
         environment: Environment,
     ) -> None:
         rest = [response for response in batch if not response.accepted]
+        now = self._dispatcher.clock()
         page.accepted += len(batch) - len(rest)
+        if len(page.device_tokens) <= FEW:
+            self._take_one_by_one(fanout, page, batch, now)
         seconds = self._dispatcher.counters.apns_seconds[self._owner.app.name]
         for response in batch[::TIMED]:
             seconds.add(response.elapsed)
@@ -310,8 +314,6 @@ class Walker:
             for response in batch:
                 if response.accepted and response.notification.device_token in elsewhere:
                     self._owner.learn(response.notification.device_token, environment)
-        tell_of_answers(self._owner.app.name, batch, lambda _: fanout.entry.trace)
-        now = self._dispatcher.clock()
         verdicts = []
         held_before = len(held)
         for response in rest:
@@ -337,6 +339,18 @@ class Walker:
             elif isinstance(verdict, End):
                 page.ends.append(verdict)
         self._owner.report(verdicts, batch, len(held) - held_before, rest, now)
+
+    def _take_one_by_one(self, fanout: Fanout, page: Page, batch: list[Response], now: float) -> None:
+        """Keep each acceptance for the log; with Apple's own id, which nobody else keeps, on disk too."""
+        for response in batch:
+            if response.accepted:
+                unique_id, token = response.apns_unique_id, response.notification.device_token
+                end = End(fanout.id, -1, "accepted", now, 200, "", response.attempts, token, unique_id)
+                if unique_id is None:
+                    page.answered.append(end)
+                else:
+                    page.ends.append(end)
+                    page.accepted -= 1
 
 
 def _divide(device_tokens: list[str], letters: str) -> dict[Environment, list[str]]:

@@ -187,6 +187,7 @@ class End(msgspec.Struct, gc=False):
       at: UNIX seconds.
       attempts: how often it was tried.
       device_token: for a fan-out, whose batch and index -1 name many.
+      apns_unique_id: Apple's own id of the push, where its answer had one.
     """
 
     batch: int
@@ -197,6 +198,7 @@ class End(msgspec.Struct, gc=False):
     reason: str = ""
     attempts: int = 1
     device_token: str | None = None
+    apns_unique_id: str | None = None
 
 
 class Retry(msgspec.Struct, gc=False):
@@ -236,7 +238,10 @@ class Fanout(msgspec.Struct):
 
 
 class Attempt(msgspec.Struct, frozen=True):
-    """One thing that happened to a notification: an end, or a retry with its due time."""
+    """One thing that happened to a notification: an end, or a retry with its due time.
+
+    `apns_unique_id` is Apple's own id of the push; the development environment alone gives one.
+    """
 
     at: float
     outcome: Outcome | Literal["retry"]
@@ -244,6 +249,7 @@ class Attempt(msgspec.Struct, frozen=True):
     reason: str
     attempts: int
     due_at: float | None = None
+    apns_unique_id: str | None = None
 
 
 class Record(msgspec.Struct, frozen=True):

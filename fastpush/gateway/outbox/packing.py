@@ -82,15 +82,23 @@ class LogWriter:
 
     def end(self, end: End) -> None:
         at = int(end.at * 1_000) - self._base
-        if end.outcome == "accepted" and end.attempts == 1 and end.status == 200 and end.device_token is None:
+        unique_id = end.apns_unique_id
+        if (
+            end.outcome == "accepted"
+            and end.attempts == 1
+            and end.status == 200
+            and end.device_token is None
+            and unique_id is None
+        ):
             self._accepted.append(end.index)
             self._times.append(at)
             return
         if end.outcome == "failed":
             self.failed += 1
-        self._others.append(
-            (end.index, _NUMBERS[end.outcome], at, end.status, end.reason, end.attempts, end.device_token)
-        )
+        own = (
+            end.index, _NUMBERS[end.outcome], at, end.status, end.reason, end.attempts, end.device_token
+        )  # fmt: skip
+        self._others.append(own if unique_id is None else (*own, None, unique_id))
 
     def end_all(self, indexes: Iterable[int], outcome: Outcome, reason: str, at: float) -> None:
         when = int(at * 1_000) - self._base
@@ -123,14 +131,16 @@ def read_log(log: bytes) -> Iterator[Fate]:
     base, accepted, times, others = _decode(log)
     for index, at in zip(accepted, times, strict=True):
         yield Fate(index, None, Attempt((base + at) / 1_000, "accepted", 200, "", 1))
-    for index, number, at, status, reason, attempts, device_token, *due in others:
+    for index, number, at, status, reason, attempts, device_token, *more in others:
+        due, unique_id = (*more, None, None)[:2]
         attempt = Attempt(
             (base + at) / 1_000,
             "retry" if number < 0 else _OUTCOMES[number],
             status,
             reason,
             attempts,
-            due[0] / 1_000 if due else None,
+            None if due is None else due / 1_000,
+            unique_id,
         )
         yield Fate(REST if index is None else index, device_token, attempt)
 

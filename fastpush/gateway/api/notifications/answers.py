@@ -99,6 +99,10 @@ class AttemptBody(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None
     attempts: int
     due_at: Instant | None = None
+    apns_unique_id: Annotated[
+        str | None,
+        Meta(description="Apple's own id of the push; only the development environment gives one."),
+    ] = None
 
 
 class NotificationStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -206,6 +210,7 @@ def _attempt(attempt: Attempt) -> AttemptBody:
         reason=attempt.reason or None,
         attempts=attempt.attempts,
         due_at=attempt.due_at,
+        apns_unique_id=attempt.apns_unique_id,
     )
 
 
