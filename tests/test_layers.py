@@ -279,6 +279,41 @@ def read(path: str, source: str) -> set[str]:
     return set((cython_imports if Path(path).suffix in CYTHON else python_imports)(source, package))
 
 
+def of_the_log(path: Path, found: set[str]) -> list[str]:
+    """What a module imports of `logging` and structlog that is not for it."""
+    gateway = path.parts[0] == "gateway"
+    if path.as_posix() == "gateway/log.py":
+        return []
+    foreign = (
+        {"logging", "structlog"} if gateway else {"structlog"} - {path.parts[0] == "cli" and "structlog"}
+    )
+    return sorted(name for name in found if name.split(".")[0] in foreign)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=str)
+def test_the_gateway_logs_by_its_own_log_and_the_library_by_that_of_python(path: Path) -> None:
+    assert not of_the_log(path, imports(path))
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "found"),
+    [
+        ("gateway/apps.py", "import logging", ["logging"]),
+        ("gateway/http/_server.py", "from logging.handlers import QueueHandler", ["logging.handlers"]),
+        ("gateway/apps.py", "def late():\n    import structlog", ["structlog"]),
+        ("gateway/log.py", "import logging, structlog", []),
+        ("pool.py", "import logging", []),
+        ("pool.py", "from structlog import get_logger", ["structlog"]),
+        ("http2/reference.py", "import structlog", ["structlog"]),
+        ("cli/serve.py", "import logging, structlog", []),
+    ],
+)
+def test_a_log_that_is_not_for_a_module_is_seen(path: str, source: str, found: list[str]) -> None:
+    named = of_the_log(Path(path), read(path, source))
+    assert [name for name in named if name in found] == found
+    assert bool(named) == bool(found)
+
+
 def test_every_exception_from_the_rule_is_still_needed() -> None:
     for path, name in ALLOWED_IO:
         assert name in imports(Path(path)), f"{path} no longer imports {name}: take it out of ALLOWED_IO"

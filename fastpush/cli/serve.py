@@ -14,7 +14,7 @@ import trio
 from fastpush.cli.running import Failure, Misuse, alone, run
 
 if TYPE_CHECKING:
-    import structlog
+    from structlog.stdlib import BoundLogger
 
     from fastpush.gateway.config import Config
     from fastpush.gateway.serve import Service
@@ -73,12 +73,11 @@ def check_only(file: Path | None) -> NoReturn:
 
 async def main(file: Path | None, service: Service, notifier: Notifier) -> int:
     """Serve until a signal ends it, and return the exit code."""
-    import structlog
-
+    from fastpush.gateway.log import get_logger
     from fastpush.gateway.serve import StartFailed
     from fastpush.gateway.storage import StorageBroken
 
-    log = structlog.get_logger("fastpush.gateway.serve")
+    log = get_logger("fastpush.gateway.serve")
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(listen_to_signals, file, service, notifier, log)
@@ -107,7 +106,7 @@ async def main(file: Path | None, service: Service, notifier: Notifier) -> int:
 
 
 async def listen_to_signals(
-    file: Path | None, service: Service, notifier: Notifier, log: structlog.stdlib.BoundLogger
+    file: Path | None, service: Service, notifier: Notifier, log: BoundLogger
 ) -> None:
     """SIGTERM and Ctrl-C end the service, a second one at once; SIGHUP reads the configuration again."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
@@ -123,7 +122,7 @@ async def listen_to_signals(
                 notifier.tell("READY=1")
 
 
-async def reload(file: Path | None, service: Service, log: structlog.stdlib.BoundLogger) -> None:
+async def reload(file: Path | None, service: Service, log: BoundLogger) -> None:
     """Read the configuration again, and go by it as far as possible."""
     from fastpush.gateway.config import InvalidConfig, load_config
 
@@ -131,7 +130,7 @@ async def reload(file: Path | None, service: Service, log: structlog.stdlib.Boun
         config = await trio.to_thread.run_sync(load_config, file)
     except InvalidConfig as error:
         for mistake in error.mistakes:
-            log.error("the configuration has a mistake and stays as it was", mistake=str(mistake))
+            log.error("the configuration has a mistake and stays as it was", error=str(mistake))
         return
     changes = await service.reload(config)
     for change in changes:

@@ -6,7 +6,6 @@ Hot routes are found by their path and get ASGI as it comes; all others are Star
 
 from __future__ import annotations
 
-import logging
 import re
 import secrets
 from collections.abc import Iterable, Sequence
@@ -40,12 +39,12 @@ from fastpush.gateway.api import (
     tickets,
 )
 from fastpush.gateway.http import BodyRule
-from fastpush.gateway.log import request_id
+from fastpush.gateway.log import get_logger, request_id
 from fastpush.gateway.problems import CONTENT_TYPE, Problem
 
 __all__ = ["Application", "admin_app", "body_rule", "ingest_app"]
 
-logger = logging.getLogger("fastpush.gateway.app")
+logger = get_logger("fastpush.gateway.app")
 
 INGEST: list[ModuleType] = [notifications, enrolments, devices, alarms, opmanager, notices, health]
 ADMIN: list[ModuleType] = [
@@ -156,7 +155,7 @@ class Application:
         except Exception as error:
             problem = problem_of(error)
             if problem is None:
-                logger.exception("%s %s failed (request %s)", scope["method"], label, number)
+                logger.exception("a request failed", method=scope["method"], route=label, request=number)
                 problem = Problem(500, detail=f"The gateway failed. Its log has more under request {number}.")
             if status:  # it is too late for another answer: let the server break this one off
                 raise

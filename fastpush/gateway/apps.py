@@ -7,7 +7,6 @@ used, or that APNs refuses, stops its line and no other one.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, final
@@ -21,11 +20,12 @@ from fastpush.credentials import Credential
 from fastpush.errors import CredentialRefused, FastpushError, InvalidCredential, NotSent
 from fastpush.events import ClientEvent, ClientStatistics, Connected, CredentialWasRefused
 from fastpush.gateway.config import AppSettings, CredentialSettings, SecretUnusable
+from fastpush.gateway.log import get_logger
 from fastpush.transport import Proxy
 
 __all__ = ["App", "AppSettings", "Apps", "CredentialSettings", "Line", "Role", "State"]
 
-logger = logging.getLogger("fastpush.gateway.apps")
+logger = get_logger("fastpush.gateway.apps")
 
 Environment = Literal["production", "development"]
 Role = Literal["main", "standby"]
@@ -64,14 +64,14 @@ class Line:
         news = self.stopped is None
         self.stopped, self.refused = reason, refused
         if news:
-            logger.error("%s: nothing is sent to %s: %s", self.app.name, self.environment, reason)
+            logger.error("nothing is sent", app=self.app.name, environment=self.environment, reason=reason)
             self._notify()
             self.app._line_changed(self)
 
     def go_on(self) -> None:
         """Say that it takes pushes again."""
         if self.stopped is not None:
-            logger.info("%s: sending to %s goes on", self.app.name, self.environment)
+            logger.info("sending goes on", app=self.app.name, environment=self.environment)
             self.stopped, self.refused = None, False
             self._notify()
             self.app._line_changed(self)

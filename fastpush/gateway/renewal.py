@@ -14,7 +14,6 @@ were then. When these change it has served its time.
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import shutil
 import stat
@@ -33,11 +32,12 @@ from fastpush.credentials import Credential, ProviderCertificate, SigningKey
 from fastpush.errors import CredentialRefused, FastpushError, InvalidCredential
 from fastpush.gateway.config import AppSettings, CredentialSettings, SecretUnusable, read_secret
 from fastpush.gateway.http import ServerTLS
+from fastpush.gateway.log import get_logger
 from fastpush.gateway.problems import Problem
 
 __all__ = ["Offer", "Renewal", "Role", "Slot", "Verdict", "all_but", "kept_credentials"]
 
-logger = logging.getLogger("fastpush.gateway.renewal")
+logger = get_logger("fastpush.gateway.renewal")
 
 Role = Literal["main", "standby"]
 
@@ -229,7 +229,9 @@ class Renewal:
                             changed.set()
                     except (OSError, RuntimeError) as error:
                         # A directory was removed, or the kernel has no watches left.
-                        logger.warning("files are looked at once a minute, they cannot be watched: %s", error)
+                        logger.warning(
+                            "files cannot be watched, and are looked at once a minute", error=str(error)
+                        )
 
         async with trio.open_nursery() as nursery:
             task_status.started()
@@ -249,7 +251,7 @@ class Renewal:
                 try:
                     await self.look()
                 except Exception:
-                    logger.exception("a new credential could not be judged; it is tried again")
+                    logger.exception("a new credential could not be judged, and is tried again")
 
     def _watched_files(self) -> tuple[Path, ...]:
         own = (path for _, paths in self._certificates for path in paths)
@@ -318,9 +320,13 @@ class Renewal:
                 reason = reason.replace("_", " ").lower()
         self._certificate_digests[number] = digest
         if reason is None:
-            logger.info("the listener serves a new certificate, from %s", paths[0])
+            logger.info("the listener serves a new certificate", path=str(paths[0]))
         else:
-            logger.error("the listener keeps its certificate, the new one is refused: %s", reason)
+            logger.error(
+                "the listener keeps its certificate, the new one is refused",
+                path=str(paths[0]),
+                reason=reason,
+            )
         self._reloaded(reason)
 
     async def _load(self, load: Callable[[], Credential]) -> tuple[Credential | None, str]:
@@ -354,7 +360,10 @@ class Renewal:
                 await app.use_credential(credential, role=slot.role, prove=False)
             except FastpushError as problem:
                 return self._tell(slot, credential, str(problem), source=source)
-            logger.warning("%s is used and not proved yet: %s", credential.identity, error)
+            logger.warning(
+                "a credential is used and not proved yet", app=slot.app, credential=credential.identity,
+                error=str(error),
+            )  # fmt: skip
             proved = False
         slot.proved = proved
         slot.previous = None if proved else previous
@@ -369,9 +378,9 @@ class Renewal:
         if not reason or source != UPLOAD:
             slot.verdict = verdict  # what was refused of an upload hears whoever has sent it
         if reason:
-            logger.error("%s: the new credential is refused, the old one stays: %s", slot.app, reason)
+            logger.error("the new credential is refused, the old one stays", app=slot.app, reason=reason)
         elif credential is not None:
-            logger.info("%s: %s is in use", slot.app, credential.identity)
+            logger.info("a credential is in use", app=slot.app, credential=credential.identity)
         self._told(verdict)
         return verdict
 
@@ -467,7 +476,7 @@ class Renewal:
         verdict = await self.offer(app, "main", offer)
         if not verdict.taken or verdict.credential is None:
             raise Problem(422, "credential refused", f"The old one stays in use. {verdict.reason}.")
-        logger.info("%s has given %s a new credential: %s", name, app, verdict.credential.identity)
+        logger.info("a credential was uploaded", app=app, credential=verdict.credential.identity, by=name)
         if verdict.proved:
             return f"In use and proved: {verdict.credential.identity}."
         return f"In use: {verdict.credential.identity}. APNs did not answer; it will be proved later."
@@ -519,12 +528,12 @@ def kept_credentials(
                 offer = msgspec.msgpack.decode(path.read_bytes(), type=Offer)
                 credential = offer.load(allow_expired=True)
             except (OSError, msgspec.MsgspecError, InvalidCredential) as error:
-                logger.error("%s: what was uploaded cannot be used any more: %s", name, error)
+                logger.error("an uploaded credential cannot be used any more", app=name, error=str(error))
                 continue
             if offer.configured == digest_of(files_of(settings)) or not _is_usable(settings):
                 found[role][name] = credential
             else:
-                logger.info("%s: the configured credential is newer than the uploaded one", name)
+                logger.info("the configured credential is newer than the uploaded one", app=name)
                 shutil.rmtree(path.parent, ignore_errors=True)
     return found["main"], found["standby"]
 

@@ -159,8 +159,13 @@ async def test_connections_of_an_address_and_in_all(caplog):
         assert status(answer) == 503
         assert served.refused["connections"] == 1
         assert status(await served.exchange(b"")) == 503
-        [told] = [record.message for record in caplog.records if "refused" in record.message]
-        assert told == "connections are refused: 3 are open, 3 of them from 127.0.0.1"
+        [told] = [record.msg for record in caplog.records if "refused" in record.message]
+        assert told == {
+            "event": "connections are refused",
+            "connections": 3,
+            "address": "127.0.0.1",
+            "of_address": 3,
+        }
     proxies = TrustedProxies(["127.0.0.0/8"])
     limits = Limits(connections=4, connections_per_address=3)
     async with serving(limits=limits, trusted_proxies=proxies) as served, AsyncExitStack() as stack:

@@ -243,7 +243,7 @@ async def test_hang_up_takes_routes_and_credentials_and_names_what_needs_a_resta
         # A mistake changes nothing and is told.
         file.write_text(text + "[nonsense]\n")
         await hang_up(gateway)
-        assert gateway.lines[-1]["mistake"].endswith("nonsense: is unknown; known: apps, ingest, admin, "
+        assert gateway.lines[-1]["error"].endswith("nonsense: is unknown; known: apps, ingest, admin, "
             "storage, dispatch, routes, alarms, auth, devices, watchdog, notices, log, tracing")  # fmt: skip
         assert (await ask(gateway.port(), "/readyz")).status == 200
         assert await gateway.end() == 0

@@ -626,4 +626,4 @@ async def test_a_log_that_grows_is_told_of(path, caplog):
         await storage.write(add("x" * 400_000))
         await trio.sleep(0.11)
         await storage.write(add("y"))
-    assert "the log has grown" in caplog.text
+    assert "the write-ahead log has grown" in caplog.text

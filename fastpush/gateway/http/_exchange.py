@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from math import inf
@@ -14,11 +13,13 @@ import trio
 from hypercorn.protocol.events import Body, EndBody, Event, Request, Response, StreamClosed
 from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
 
+from fastpush.gateway.log import get_logger
+
 from ._limits import BodyRule, BodyRules, Limits, Owners, Pace, Refusal, Statistics, problem, problem_headers
 from ._listeners import ClientCertificate
 from ._proxies import TrustedProxies
 
-logger = logging.getLogger("fastpush.gateway.http")
+logger = get_logger("fastpush.gateway.http")
 
 Application = Callable[[Any, Any, Any], Awaitable[None]]
 
@@ -131,7 +132,7 @@ class Exchange(HTTPStream):
             except ClientGone:
                 pass
             except Exception:
-                logger.exception("the application failed on %s", self.scope["method"])
+                logger.exception("the application failed", method=self.scope["method"])
         if self._working.cancelled_caught:
             await self.refuse(
                 Refusal(503, "application too slow", "The gateway did not come to an answer in time.")

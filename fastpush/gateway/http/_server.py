@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -20,6 +19,8 @@ from hypercorn.trio.lifespan import Lifespan
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState, LifespanState
 from hypercorn.utils import wrap_app
+
+from fastpush.gateway.log import stdlib_logger
 
 from ._connection import Connection
 from ._exchange import Application, Guard, logger
@@ -87,7 +88,7 @@ class _Reception:
                 sock, _ = await listening.accept()
             except OSError as error:
                 if error.errno in NO_ROOM:
-                    logger.error("cannot accept: %s", error.strerror)
+                    logger.error("connections cannot be accepted", error=error.strerror)
                     await trio.sleep(0.1)
                 elif error.errno == errno.EBADF:
                     raise
@@ -126,8 +127,10 @@ class _Reception:
         now = trio.current_time()
         if now >= self._tell_again_at:
             self._tell_again_at = now + TELL_EVERY
-            mine = "" if who is None else f", {self.by_address[who]} of them from {who}"
-            logger.warning("connections are refused: %d are open%s", self.count, mine)
+            logger.warning(
+                "connections are refused", connections=self.count, address=who,
+                of_address=None if who is None else self.by_address[who],
+            )  # fmt: skip
 
     def _who(self, sock: trio.socket.SocketType) -> str | None:
         """The address that is counted; None is not counted, as a proxy has many clients."""
@@ -224,7 +227,7 @@ async def serve(
         Owners(limits.connections_per_owner),
     )
     config = _Config()
-    config.errorlog = logging.getLogger("fastpush.gateway.http.hypercorn")
+    config.errorlog = stdlib_logger("fastpush.gateway.http.hypercorn")
     config.shutdown_timeout = SHUTDOWN_OF_APPLICATION
     state: LifespanState = {}
     context = WorkerContext(None)

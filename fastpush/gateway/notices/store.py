@@ -10,7 +10,6 @@ withdrawn.
 
 from __future__ import annotations
 
-import logging
 import math
 import sqlite3
 import time
@@ -20,6 +19,7 @@ from typing import Any, Literal, Protocol, final
 import msgspec
 import trio
 
+from fastpush.gateway.log import get_logger
 from fastpush.gateway.notices.values import CHANNELS, Change, Channel, Judgement, Notice, Told, title_of
 from fastpush.gateway.storage import Storage, StorageError
 
@@ -34,7 +34,7 @@ __all__ = [
     "open_notices",
 ]
 
-logger = logging.getLogger("fastpush.gateway.notices")
+logger = get_logger("fastpush.gateway.notices")
 
 FIRST_PAUSE, LONGEST_PAUSE = 15.0, 3_600.0
 TOLD_WITHIN = 3 * 86_400.0
@@ -147,12 +147,12 @@ class LogCarrier:
     async def tell(self, telling: Telling) -> str:
         notice = telling.notice
         if telling.change == "withdrawn":
-            logger.warning("over: %s", notice.title)
+            logger.warning("notice over", notice=notice.title)
         elif telling.change == "trial":
-            logger.info("trial: %s", notice.title)
+            logger.info("notice on trial", notice=notice.title)
         else:
-            level = logging.ERROR if notice.severity <= 2 else logging.WARNING
-            logger.log(level, "%s. %s %s", notice.title, notice.body, notice.cure)
+            tell = logger.error if notice.severity <= 2 else logger.warning
+            tell("notice raised", notice=notice.title, reason=notice.body, cure=notice.cure)
         await trio.lowlevel.checkpoint()
         return "the log"
 
@@ -392,7 +392,9 @@ class Notices:
                 one.notice.id == telling.notice.id and one.number > telling.number for one in queue
             )
             state = "superseded" if overtaken else "failed" if error.lasting or overdue else "waiting"
-            logger.warning("%s: not told by %s: %s", telling.notice.title, telling.channel, detail)
+            logger.warning(
+                "notice not told", notice=telling.notice.title, channel=telling.channel, reason=detail
+            )
         attempts, ended = telling.attempts + 1, None if state == "waiting" else self._clock()
         try:
             await self._storage.write(
@@ -403,7 +405,7 @@ class Notices:
                 essential=True,
             )
         except StorageError as error:
-            logger.error("how a notice was told by %s cannot be written: %s", telling.channel, error)
+            logger.error("how a notice was told cannot be written", channel=telling.channel, error=str(error))
         queue = self._waiting[telling.channel]  # it may be another list by now
         place = next(at for at, one in enumerate(queue) if one.number == telling.number)
         if state == "waiting":
@@ -466,7 +468,7 @@ async def _within(carrier: Carrier, telling: Telling) -> str:
     except NotTold:
         raise
     except Exception as error:
-        logger.exception("channel %s", carrier.channel)
+        logger.exception("a channel failed", channel=carrier.channel)
         raise NotTold(f"{type(error).__name__}; the log has more") from error
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import sqlite3
 import time
@@ -11,13 +10,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import final
 
+from fastpush.gateway.log import get_logger
 from fastpush.gateway.storage.errors import StorageUnusable
 from fastpush.gateway.storage.funnel import VIEW
-from fastpush.gateway.storage.values import MEBIOCTET, Limits
+from fastpush.gateway.storage.values import Limits
 
 __all__ = ["APPLICATION_ID", "File", "size_of"]
 
-logger = logging.getLogger("fastpush.gateway.storage")
+logger = get_logger("fastpush.gateway.storage")
 
 APPLICATION_ID = 0x66507368  # "fPsh", in the header of the file
 LOOK_AGAIN_AFTER = 0.1  # seconds
@@ -68,14 +68,14 @@ class File:
             raise StorageUnusable(f"{self.path}: {error}") from error
         self.look()
         logger.info(
-            "%s: SQLite %s, the disk flushes in %.2f ms, %d MiB are free",
-            self.path, sqlite3.sqlite_version, 1e3 * self.flush_after, self.disk_free() // MEBIOCTET,
+            "the database is open", path=str(self.path), sqlite=sqlite3.sqlite_version,
+            flush_ms=round(1e3 * self.flush_after, 2), free_octets=self.disk_free(),
         )  # fmt: skip
         if sqlite3.sqlite_version_info < SAFE_SQLITE:
             logger.warning(
-                "SQLite %s may corrupt a WAL database that two connections write at once (cured in 3.51.3); "
-                "fastpush writes with one only. Let no other program write %s",
-                sqlite3.sqlite_version, self.path,
+                "this SQLite may corrupt the database: let no other program write it",
+                reason="before 3.51.3, where two connections write to a WAL database at once",
+                path=str(self.path), sqlite=sqlite3.sqlite_version,
             )  # fmt: skip
 
     def _take_lock(self) -> None:
@@ -201,18 +201,24 @@ class File:
         missing = 0 if self.reserve.exists() else limits.reserve_octets
         if not self.full and free < mark:
             self.full = True
-            logger.error("%s: %d octets are free on the disk, of %d at least: only outcomes are written",
-                         self.path, free, mark)  # fmt: skip
+            logger.error(
+                "the disk is nearly full: only outcomes are written", path=str(self.path), free_octets=free,
+                least_octets=mark,
+            )  # fmt: skip
         elif free >= mark + missing:
             if missing:
                 self._make_reserve()
             if self.full:
                 self.full = False
-                logger.warning("%s: %d octets are free on the disk: all is written again", self.path, free)
+                logger.warning(
+                    "the disk has room: all is written again", path=str(self.path), free_octets=free
+                )
         wal = size_of(self.wal)
         if wal > limits.wal_octets and not self._wal_told:
-            logger.error("%s: the log has grown to %d octets; a reader keeps it from being written back",
-                         self.wal, wal)  # fmt: skip
+            logger.error(
+                "the write-ahead log has grown: a reader keeps it from being written back",
+                path=str(self.wal), octets=wal,
+            )  # fmt: skip
         self._wal_told = wal > limits.wal_octets
 
     def _make_reserve(self) -> None:
@@ -220,7 +226,7 @@ class File:
         try:
             os.posix_fallocate(file, 0, self.limits.reserve_octets)
         except OSError as error:
-            logger.warning("%s: no reserve for a full disk: %s", self.reserve, error.strerror)
+            logger.warning("no reserve for a full disk", path=str(self.reserve), error=error.strerror)
         finally:
             os.close(file)
 
@@ -231,7 +237,7 @@ class File:
             self.reserve.unlink()
         except FileNotFoundError:
             return
-        logger.error("%s: the disk is full; the reserve was given up for outcomes", self.path)
+        logger.error("the disk is full: the reserve was given up for outcomes", path=str(self.path))
 
 
 def size_of(path: Path) -> int:

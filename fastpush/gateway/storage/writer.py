@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import queue
 import sqlite3
 import time
@@ -13,6 +12,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, final
 
+from fastpush.gateway.log import get_logger
 from fastpush.gateway.storage.errors import (
     StorageBroken,
     StorageError,
@@ -30,7 +30,7 @@ from fastpush.gateway.storage.values import MEBIOCTET, Job, Question
 
 __all__ = ["Writer"]
 
-logger = logging.getLogger("fastpush.gateway.storage")
+logger = get_logger("fastpush.gateway.storage")
 
 CHECKPOINT_OCTETS = 16 * MEBIOCTET
 PAGES_OF_A_ROW = 2  # an estimate, for the growth of the log between two checkpoints
@@ -87,7 +87,7 @@ class Writer:
             try:
                 self._write_group(group)
             except Exception as error:  # of ours: better to end than to leave waiters waiting
-                logger.critical("%s: the writing thread failed", self.file.path, exc_info=True)
+                logger.critical("the writing thread failed", path=str(self.file.path), exc_info=True)
                 self.broken = error
                 for one in group:
                     one.error = StorageUnknown(f"{self.file.path}: {error!r}")
@@ -227,7 +227,9 @@ class Writer:
         """After a disk error: close, open, check, and write something over what may be left of the commit."""
         self.flush_errors += 1
         self.healthy = False
-        logger.critical("%s: the disk failed: %s; the file is opened again", self.file.path, told(error))
+        logger.critical(
+            "the disk failed: the database is opened again", path=str(self.file.path), error=told(error)
+        )
         while True:
             now = time.monotonic()
             self._errors_at.append(now)
@@ -236,12 +238,16 @@ class Writer:
                     f"{self.file.path}: the disk failed {GIVE_UP_AFTER} times within {GIVE_UP_WITHIN:.0f} s, "
                     f"the last time with: {told(error)}"
                 )
-                logger.critical("%s", self.broken)
+                logger.critical("the disk fails for good", path=str(self.file.path), error=str(self.broken))
                 return
             try:
                 self._open_again()
             except (sqlite3.Error, OSError, StorageError) as again:
-                logger.critical("%s: opened again without success: %s", self.file.path, again)
+                logger.critical(
+                    "the database was opened again without success",
+                    path=str(self.file.path),
+                    error=str(again),
+                )
                 error = again if isinstance(again, sqlite3.Error) else sqlite3.OperationalError(str(again))
                 continue
             self.healthy = True

@@ -7,7 +7,6 @@ expiry nor hides one. It pauses nothing: what APNs refuses is the dispatcher's b
 
 from __future__ import annotations
 
-import logging
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from fastpush.gateway.apps import App, Apps, Line
 from fastpush.gateway.config import AppSettings, Config, SecretUnusable, read_secret
 from fastpush.gateway.cures import RENEW, SET_CLOCK, cure_of
 from fastpush.gateway.http import ServerTLS
+from fastpush.gateway.log import get_logger
 from fastpush.gateway.notices import Notices, NotTold
 from fastpush.gateway.notices.outgoing import OpManagerCarrier
 from fastpush.gateway.notices.values import date_of
@@ -40,7 +40,7 @@ from fastpush.transport import Proxy
 
 __all__ = ["Watchdog", "Watched", "open_watchdog"]
 
-logger = logging.getLogger("fastpush.gateway.watchdog")
+logger = get_logger("fastpush.gateway.watchdog")
 
 LOOK_EVERY = 60.0  # seconds; a machine that slept is judged within as many
 READ_EVERY = 3_600.0  # seconds between two looks at files that seldom change, and at OpManager's key
@@ -239,7 +239,7 @@ class Watchdog:
                 try:
                     await self.look()
                 except (StorageError, OSError) as error:
-                    logger.error("the watchdog cannot look: %s", error)
+                    logger.error("the watchdog cannot look", error=str(error))
                 except Exception:
                     logger.exception("the watchdog failed, and looks again in a minute")
                 with trio.move_on_after(LOOK_EVERY):
@@ -250,7 +250,7 @@ class Watchdog:
         """Look, judge and tell, once."""
         async with self._looking:
             if self._time.jumped():
-                logger.warning("the clock of this machine was set, or it slept; all is judged again")
+                logger.warning("the clock of this machine was set, or it slept: all is judged again")
             await self._read()
             uptime = boot_time()
             if uptime >= self._ask_due:
@@ -349,7 +349,7 @@ class Watchdog:
                         self._time.heard(date)
                         return
             except (FastpushError, SecretUnusable, ValueError, OSError) as error:
-                logger.info("no server could be asked for the time: %s", error)
+                logger.info("no server could be asked for the time", error=str(error))
 
     # What is seen.
 
@@ -572,7 +572,7 @@ def _read_files(
             try:
                 standbys[name] = app.standby.load()
             except (InvalidCredential, OSError) as error:
-                logger.error("%s: the standby cannot be used: %s", name, error)
+                logger.error("the standby cannot be used", app=name, error=str(error))
     return own, roots, standbys
 
 
