@@ -96,9 +96,16 @@ class House:
             return await self.gateway.outbox.wait_for_work(seen)
         return seen
 
+    def stranger(self, *, follow_redirects=False, **about):
+        """An HTTP client that is not logged in, and says where its forms come from, as browsers do."""
+        origin = {"Origin": self.console}
+        return httpx.AsyncClient(
+            base_url=self.console, headers=origin, follow_redirects=follow_redirects, **about
+        )
+
     async def browser(self, name="alice"):
         """An HTTP client that is logged in."""
-        client = httpx.AsyncClient(base_url=self.console, follow_redirects=False)
+        client = self.stranger()
         self.browsers.append(client)
         answer = await client.post("/login", data={"key": self.keys[name]})
         assert answer.status_code == 303, answer.text

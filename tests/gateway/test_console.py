@@ -49,7 +49,7 @@ async def house(tmp_path):
 
 
 async def test_whoever_is_not_logged_in_is_sent_to_the_login(house):
-    async with httpx.AsyncClient(base_url=house.console) as stranger:
+    async with house.stranger() as stranger:
         for path in PAGES:
             answer = await stranger.get(path)
             assert answer.status_code == 303
@@ -63,7 +63,7 @@ async def test_whoever_is_not_logged_in_is_sent_to_the_login(house):
     [("", 422), ("wrong", 401), ("fpk_0000000000000000000000000000", 401), ("\udcff\n", 401)],
 )
 async def test_a_wrong_key_opens_nothing(house, key, status):
-    async with httpx.AsyncClient(base_url=house.console) as stranger:
+    async with house.stranger() as stranger:
         body = b"key=" + quote(key, errors="replace").encode()
         answer = await stranger.post("/login", content=body, headers={"Content-Type": FORM})
         assert answer.status_code == status
@@ -72,7 +72,7 @@ async def test_a_wrong_key_opens_nothing(house, key, status):
 
 
 async def test_a_key_for_webhooks_does_not_open_the_console(house):
-    async with httpx.AsyncClient(base_url=house.console) as stranger:
+    async with house.stranger() as stranger:
         answer = await stranger.post("/login", data={"key": house.keys["opmanager"]})
         assert answer.status_code == 403
         assert "lacks" in answer.text or "neither" in answer.text
@@ -80,7 +80,7 @@ async def test_a_key_for_webhooks_does_not_open_the_console(house):
 
 async def test_a_key_for_one_app_does_not_show_the_others(house):
     made = await house.gateway.keys.create("tenant", ["console"], ["opm"])
-    async with httpx.AsyncClient(base_url=house.console) as tenant:
+    async with house.stranger() as tenant:
         answer = await tenant.post("/login", data={"key": made.secret})
         assert answer.status_code == 403
         assert "for some apps only" in answer.text
@@ -90,7 +90,7 @@ async def test_a_key_for_one_app_does_not_show_the_others(house):
 
 
 async def test_the_cookie_is_out_of_scripts_reach(house):
-    async with httpx.AsyncClient(base_url=house.console) as client:
+    async with house.stranger() as client:
         answer = await client.post("/login", data={"key": house.keys["alice"]})
         cookie = answer.headers["set-cookie"]
         assert "HttpOnly" in cookie
@@ -103,7 +103,7 @@ async def test_the_cookie_is_out_of_scripts_reach(house):
     "wanted", ["//evil.example", "https://evil.example/", "/\\evil.example", "javascript:1"]
 )
 async def test_a_login_leads_to_our_own_pages_only(house, wanted):
-    async with httpx.AsyncClient(base_url=house.console) as client:
+    async with house.stranger() as client:
         answer = await client.post("/login", params={"next": wanted}, data={"key": house.keys["alice"]})
         assert answer.headers["location"] == "/"
 
@@ -113,7 +113,7 @@ async def test_logging_out_ends_the_session_and_not_only_the_cookie(house):
     stolen = dict(client.cookies)
     page = (await client.get("/")).text
     assert (await client.post("/logout", data={"csrf": csrf_of(page)})).status_code == 303
-    async with httpx.AsyncClient(base_url=house.console, cookies=stolen) as thief:
+    async with house.stranger(cookies=stolen) as thief:
         assert (await thief.get("/")).status_code == 303
 
 
@@ -126,9 +126,9 @@ async def test_a_revoked_key_ends_its_sessions_at_once(house):
 
 async def test_a_ticket_logs_in_once(house):
     ticket = house.gateway.sessions.ticket(house.key_ids["alice"])
-    async with httpx.AsyncClient(base_url=house.console, follow_redirects=True) as client:
+    async with house.stranger(follow_redirects=True) as client:
         assert "Overview" in (await client.get("/login", params={"ticket": ticket})).text
-    async with httpx.AsyncClient(base_url=house.console) as client:
+    async with house.stranger() as client:
         answer = await client.get("/login", params={"ticket": ticket})
         assert answer.status_code == 403
         assert "used before" in answer.text
@@ -169,22 +169,49 @@ async def test_a_form_of_another_site_is_refused(house):
     page = await client.get(f"/alarms/{recorded['id']}")
     form = {"csrf": csrf_of(page.text)}
     path = f"/alarms/{recorded['id']}/acknowledge"
+    own = httpx.AsyncClient(base_url=house.console, cookies=client.cookies)  # without an Origin
+    house.browsers.append(own)
     for headers in (
+        {},  # all browsers say it, in one way or another
         {"Origin": "https://evil.example"},
         {"Origin": "null"},
+        {"Origin": "http://["},
+        {"Origin": "https://evil.example", "Referer": house.console},
+        {"Origin": "https://evil.example", "Sec-Fetch-Site": "same-origin"},
+        {"Referer": "https://evil.example/"},
+        {"Referer": f"https://evil.example/{house.console}"},
+        {"Referer": "", "Sec-Fetch-Site": "same-origin"},
         {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "cross-site", "Origin": house.console},
         {"Sec-Fetch-Site": "same-site"},
+        {"Sec-Fetch-Site": "none"},
     ):
-        answer = await client.post(path, data=form, headers=headers)
+        answer = await own.post(path, data=form, headers=headers)
         assert answer.status_code == 403
+        assert "Foreign form" in answer.text
     for wrong in ({}, {"csrf": ""}, {"csrf": "0" * 32}):
         assert (await client.post(path, data=wrong)).status_code == 403
     history = await house.gateway.alarms.get(recorded["id"])
     assert history.row.acknowledged_by is None
-    answer = await client.post(path, data=form, headers={"Origin": house.console})
-    assert answer.status_code == 303
+    for headers in (
+        {"Origin": house.console},
+        {"Origin": house.console, "Sec-Fetch-Site": "same-origin", "Referer": f"{house.console}{path}"},
+        {"Referer": f"{house.console}/alarms"},  # where something cuts the Origin off
+        {"Sec-Fetch-Site": "same-origin"},
+    ):
+        answer = await own.post(path, data=form, headers=headers)
+        assert answer.status_code == 303
     history = await house.gateway.alarms.get(recorded["id"])
     assert history.row.acknowledged_by == "alice"
+
+
+async def test_a_login_by_a_form_of_another_site_is_refused(house):
+    """Who is logged in without knowing by which key would upload a credential for others."""
+    async with httpx.AsyncClient(base_url=house.console) as victim:
+        for headers in ({}, {"Origin": "https://evil.example"}):
+            answer = await victim.post("/login", data={"key": house.keys["alice"]}, headers=headers)
+            assert answer.status_code == 403
+            assert "set-cookie" not in answer.headers
 
 
 async def test_a_key_of_scope_console_looks_and_changes_nothing(house):
@@ -673,7 +700,7 @@ async def test_a_form_that_is_none_is_refused(house, path, kind, body):
 async def test_a_cookie_from_before_the_login_is_worth_nothing(house):
     client = await house.browser()
     planted = "A" * 43
-    async with httpx.AsyncClient(base_url=house.console) as victim:
+    async with house.stranger() as victim:
         answer = await victim.post(
             "/login", data={"key": house.keys["alice"]}, headers={"Cookie": f"fastpush={planted}"}
         )
@@ -685,7 +712,7 @@ async def test_a_cookie_from_before_the_login_is_worth_nothing(house):
 
 
 async def test_guesses_at_a_key_are_slowed_by_address(house):
-    async with httpx.AsyncClient(base_url=house.console) as thief:
+    async with house.stranger() as thief:
         answers = [await thief.post("/login", data={"key": f"guess {n}"}) for n in range(30)]
         assert [answers[0].status_code, answers[-1].status_code] == [401, 429]
         assert int(answers[-1].headers["retry-after"]) > 0

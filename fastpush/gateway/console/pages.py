@@ -159,7 +159,9 @@ async def own_form(request: Request, session: Session | None) -> FormData:
       Problem: 400, it is no form; 403, it was not; 413, it is too large.
     """
     if not from_here(request):
-        raise Problem(403, "Foreign form", "The request comes from a page of another site.")
+        raise Problem(
+            403, "Foreign form", "The request comes from a page of another site, or does not say from which."
+        )
     length = request.headers.get("content-length", "0")
     if length.isdecimal() and int(length) > MAX_FORM_OCTETS:
         raise Problem(413, detail=f"A form may have {MAX_FORM_OCTETS:,} octets.")
@@ -187,14 +189,27 @@ def row_number(text: str) -> int | None:
 
 
 def from_here(request: Request) -> bool:
-    """Whether a request was sent by a page of this origin, as far as the browser says."""
-    site = request.headers.get("sec-fetch-site")
+    """Whether a request was sent by a page of this origin: what the browser says of that agrees.
+
+    Of Sec-Fetch-Site (over TLS and on this machine only), Origin and Referer a browser sends one at least
+    with each POST of our forms; where there is none it is no browser, or something has cut them off.
+    """
+    headers, here = request.headers, request.headers.get("host", "")
+    site, origin, referer = headers.get("sec-fetch-site"), headers.get("origin"), headers.get("referer")
     if site is not None and site not in ("same-origin", "none"):
         return False
-    origin = request.headers.get("origin")
-    if origin is None:
-        return True
-    return urlsplit(origin).netloc == request.headers.get("host", "")
+    if origin is not None:
+        return _netloc(origin) == here
+    if referer is not None:
+        return _netloc(referer) == here
+    return site == "same-origin"
+
+
+def _netloc(address: str) -> str | None:
+    try:
+        return urlsplit(address).netloc or None
+    except ValueError:  # such as http://[
+        return None
 
 
 async def principal_of(gateway: Gateway, key_id: str) -> Any:
