@@ -12,7 +12,7 @@ import pytest
 
 from fastpush.gateway.console.charts import Line, chart, scale, shown
 from fastpush.gateway.console.fanouts import tell
-from fastpush.gateway.console.sessions import IDLE, LONGEST, TICKET_FOR, Sessions
+from fastpush.gateway.console.sessions import IDLE, LONGEST, SAID_FOR, TICKET_FOR, Sessions
 from fastpush.gateway.console.webhooks import expanded
 from fastpush.gateway.devices import Device
 from fastpush.gateway.outbox import Attempt, Audience, Entry, FanoutRecord, Passage
@@ -212,6 +212,41 @@ async def test_a_login_by_a_form_of_another_site_is_refused(house):
             answer = await victim.post("/login", data={"key": house.keys["alice"]}, headers=headers)
             assert answer.status_code == 403
             assert "set-cookie" not in answer.headers
+
+
+async def test_what_was_done_is_said_once_and_only_by_the_gateway(house):
+    """A link of others must not let a page say something, however well it is escaped."""
+    recorded = await house.critical()
+    client = await house.browser()
+    path = f"/alarms/{recorded['id']}"
+    form = {"csrf": csrf_of((await client.get(path)).text)}
+    said = '<p class="said"'
+    for words in ("All+alarms+are+cleared.+Go+home.", "Acknowledged.", "", "%00", "a" * 5_000):
+        assert said not in (await client.get(f"{path}?said={words}")).text
+    to = (await client.post(f"{path}/acknowledge", data=form)).headers["location"]
+    assert "Acknowledged" not in to, "the address has a word that stands for it"
+    other = await house.browser()
+    assert said not in (await other.get(to)).text, "it is of this session"
+    page = (await client.get(to)).text
+    assert said in page
+    assert "Acknowledged. The phones that were told show it" in page
+    assert said not in (await client.get(to)).text, "nor is it said again by an address that was kept"
+
+
+async def test_what_was_done_is_kept_for_a_moment_and_in_bounds(tmp_path):
+    now = [1_800_000_000.0]
+    async with open_storage(
+        tmp_path / "gateway.db", Limits(low_water_octets=0, low_water_share=0.0)
+    ) as storage:
+        sessions = Sessions(storage, lambda: now[0])
+        _, session = await sessions.begin("k1")
+        words = [sessions.say(session, f"sentence {number}") for number in range(10)]
+        assert [sessions.take_said(session, word) for word in words[:3]] == ["", "", "sentence 2"]
+        now[0] += SAID_FOR
+        assert not sessions.take_said(session, words[9])
+        sessions.say(session, "late")
+        await sessions.end(session)
+        assert not sessions._said
 
 
 async def test_a_key_of_scope_console_looks_and_changes_nothing(house):
@@ -558,7 +593,7 @@ async def test_notifications_are_found_and_dead_letters_sent_again(house):
     answer = await client.post(
         "/failures/again", data={"csrf": csrf_of(page), "app": "opm", "reason": "Purged"}
     )
-    assert "2%20accepted" in answer.headers["location"]
+    assert "2 accepted once more" in (await client.get(answer.headers["location"])).text
     await house.settled()
     assert sum(one.fate == "accepted" for one in house.simulator.ledger.seen) == 1 + 3
 

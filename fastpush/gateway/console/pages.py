@@ -113,15 +113,20 @@ class Visit:
             csrf=self.session.csrf,
             may_change=self.may_change,
             now=self.gateway.clock(),
-            said=self.asked("said"),
+            said=self.console.sessions.take_said(self.session, self.asked("said")),
             **values,
         )  # fmt: skip
         return Response(text, status, HEADERS, "text/html; charset=utf-8")
 
     def back(self, path: str, said: str = "") -> Response:
-        """On to a page after a change, with a sentence on what was done."""
-        joint = "&" if "?" in path else "?"
-        return RedirectResponse(f"{path}{joint}said={quote(said)}" if said else path, 303, HEADERS)
+        """On to a page after a change, with a sentence on what was done.
+
+        The address has a word that stands for the sentence, in this session and once: no link of others can
+        let a page say something.
+        """
+        if said:
+            path += f"{'&' if '?' in path else '?'}said={self.console.sessions.say(self.session, said)}"
+        return RedirectResponse(path, 303, HEADERS)
 
 
 def page_route(console: Console, path: str, handler: Handler, *methods: str) -> BaseRoute:

@@ -30,6 +30,8 @@ IDLE = 24 * 3_600.0
 SEEN_EVERY = 600.0  # seconds between two notes of it on disk
 MOST = 1_000
 TICKET_FOR = 600.0
+SAID_FOR = 60.0  # seconds within which a page must come for what was said
+MOST_SAID = 8
 
 
 class Session(msgspec.Struct):
@@ -61,6 +63,7 @@ class Sessions:
         self._clock = clock
         self._sessions: dict[bytes, Session] | None = None
         self._tickets: dict[bytes, tuple[str, float]] = {}
+        self._said: dict[bytes, dict[str, tuple[str, float]]] = {}
 
     async def begin(self, key_id: str) -> tuple[str, Session]:
         """A new session. Gives the cookie's value, and the session."""
@@ -98,6 +101,7 @@ class Sessions:
     async def end(self, session: Session) -> None:
         """Log out."""
         (await self._loaded()).pop(session.digest, None)
+        self._said.pop(session.digest, None)
         await self._write("DELETE FROM console_session WHERE digest = ?", (session.digest,))
 
     def ticket(self, key_id: str) -> str:
@@ -110,6 +114,23 @@ class Sessions:
         """The key that a ticket stands for; it is used up."""
         key_id, until = self._tickets.pop(_digest(word), ("", 0.0))
         return key_id if self._clock() < until else None
+
+    def say(self, session: Session, sentence: str) -> str:
+        """Keep a sentence for the next page. Gives the word for which it is shown there, and nowhere else."""
+        said = self._said.setdefault(session.digest, {})
+        if len(said) >= MOST_SAID:
+            del said[next(iter(said))]
+        word = secrets.token_urlsafe(9)
+        said[word] = sentence, self._clock() + SAID_FOR
+        return word
+
+    def take_said(self, session: Session, word: str) -> str:
+        """What was said to this session under a word, once; "" for any other."""
+        said = self._said.get(session.digest, {})
+        sentence, until = said.pop(word, ("", 0.0))
+        if not said:
+            self._said.pop(session.digest, None)
+        return sentence if self._clock() < until else ""
 
     async def _loaded(self) -> dict[bytes, Session]:
         if self._sessions is None:
