@@ -46,6 +46,7 @@ FLOORS = [
     ["_notification"],
     ["_live_activity"],
     ["_encode"],
+    ["_encode_checks", "_encode_writing"],  # its parts, included
     ["_tls_context", "_token_file"],
     ["_credential_files"],
     ["_apple_certificate"],
@@ -75,8 +76,8 @@ ONLY = {
 
 # Bytes and a clock reading in, bytes and events out.
 WITHOUT_IO = [
-    "http2", "retry", "notification", "_notification", "_live_activity", "_encode", "_json", "errors",
-    "_buffer", "gateway/sources", "gateway/alarms.py", "gateway/banners.py", "gateway/routes.py",
+    "http2", "retry", "notification", "_notification", "_live_activity", "_encode", "_encode_checks",
+    "_encode_writing", "_json", "errors", "_buffer", "gateway/sources", "gateway/alarms.py", "gateway/banners.py", "gateway/routes.py",
     "gateway/notices/values.py", "gateway/notices/echo.py", "gateway/watchdog/judge.py",
 ]  # fmt: skip
 IO = {
