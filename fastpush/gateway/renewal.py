@@ -6,47 +6,42 @@
 
 What nobody answers about is taken on the local checks alone and proved later; a later no puts the old one
 back. A file that cannot be read is looked at again a moment later: it may still be being written.
-
-A credential that came by HTTP lies in the *state directory*, with the digest of the configured files as they
-were then. When these change it has served its time.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
-import stat
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, final
+from typing import NamedTuple, Protocol, final
 
 import msgspec
 import trio
 import watchfiles
 
-from fastpush.credentials import Credential, ProviderCertificate, SigningKey
+from fastpush.credentials import Credential, SigningKey
 from fastpush.errors import CredentialRefused, FastpushError, InvalidCredential
-from fastpush.gateway.config import AppSettings, CredentialSettings, SecretUnusable, read_secret
+from fastpush.gateway.apps import Role
+from fastpush.gateway.config import AppSettings, CredentialSettings, SecretUnusable
+from fastpush.gateway.credential_files import digest_of, directories_of, files_of, load_configured
 from fastpush.gateway.http import ServerTLS
 from fastpush.gateway.log import get_logger
 from fastpush.gateway.problems import Problem
+from fastpush.gateway.uploads import KEPT, UPLOAD, Offer, place_of, publish, write_draft
 
-__all__ = ["Offer", "Renewal", "Role", "Slot", "Verdict", "all_but", "kept_credentials"]
+__all__ = ["Renewal", "Slot", "Verdict", "all_but"]
 
 logger = get_logger("fastpush.gateway.renewal")
-
-Role = Literal["main", "standby"]
 
 POLL_EVERY = 60.0  # seconds; network file systems tell nothing of a change
 SETTLE = 1.0  # seconds after which a bad file is looked at again before it is refused
 PROVE_EVERY = 60.0  # seconds between tries to prove what nobody answered about
 STEP_MS = 50  # in which changes are gathered
 WATCHED_AFTER = 1.0  # seconds after which a directory is surely watched; what came before is looked for then
-MAX_OCTETS = 1 << 20
 
 
 class App(Protocol):
@@ -77,46 +72,6 @@ class Verdict(NamedTuple):
     proved: bool
     reason: str
     source: str
-
-
-class Offer(msgspec.Struct, frozen=True, kw_only=True):
-    """A credential as it comes by HTTP, and as it lies in the state directory.
-
-    Attributes:
-      certificate: a .p12, or certificate (and key) in PEM.
-      private_key: PEM, where `certificate` has none.
-      password: of either.
-      key: a .p8, with `key_id` and `team_id`.
-      configured: digest of the configured files when this came.
-    """
-
-    certificate: bytes | None = None
-    private_key: bytes | None = None
-    password: str | None = None
-    key: bytes | None = None
-    key_id: str | None = None
-    team_id: str | None = None
-    configured: str = ""
-
-    def __repr__(self) -> str:
-        return "<Offer>"  # never what is in it
-
-    def load(self, *, now: float | None = None, allow_expired: bool = False) -> Credential:
-        """Make the credential. Raises InvalidCredential."""
-        if (self.key is None) == (self.certificate is None):
-            raise InvalidCredential("give either `certificate` or `key`")
-        if self.key is not None:
-            if self.key_id is None or self.team_id is None:
-                raise InvalidCredential("`key` needs `key_id` and `team_id`")
-            return SigningKey.from_bytes(self.key, key_id=self.key_id, team_id=self.team_id)
-        assert self.certificate is not None
-        return ProviderCertificate.from_bytes(
-            self.certificate,
-            password=self.password,
-            key=self.private_key,
-            allow_expired=allow_expired,
-            now=now,
-        )
 
 
 @final
@@ -501,148 +456,6 @@ async def _set_at_the_end(event: trio.Event) -> None:
         event.set()
 
 
-UPLOAD = "upload"
-KEPT = "credential"
-
-
-def kept_credentials(
-    apps: Mapping[str, AppSettings], directory: Path
-) -> tuple[dict[str, Credential], dict[str, Credential]]:
-    """Credentials that came by HTTP and still count, for the start: main ones and standbys, by app.
-
-    Reads files.
-
-    One whose configured files have changed since gives way, unless what is configured now cannot be used.
-    """
-    found: dict[Role, dict[str, Credential]] = {"main": {}, "standby": {}}
-    for name, app in apps.items():
-        roles: list[tuple[Role, CredentialSettings | None]] = [
-            ("main", app.credential),
-            ("standby", app.standby),
-        ]
-        for role, settings in roles:
-            path = place_of(directory, name, role) / KEPT
-            if settings is None or not path.exists():
-                continue
-            try:
-                offer = msgspec.msgpack.decode(path.read_bytes(), type=Offer)
-                credential = offer.load(allow_expired=True)
-            except (OSError, msgspec.MsgspecError, InvalidCredential) as error:
-                logger.error("an uploaded credential cannot be used any more", app=name, error=str(error))
-                continue
-            if offer.configured == digest_of(files_of(settings)) or not _is_usable(settings):
-                found[role][name] = credential
-            else:
-                logger.info("the configured credential is newer than the uploaded one", app=name)
-                shutil.rmtree(path.parent, ignore_errors=True)
-    return found["main"], found["standby"]
-
-
-def _is_usable(settings: CredentialSettings) -> bool:
-    try:
-        load_configured(settings, time.time())
-    except (InvalidCredential, SecretUnusable, OSError):
-        return False
-    return True
-
-
-def load_configured(settings: CredentialSettings, now: float) -> Credential:
-    """Load what is configured, with its time looked at.
-
-    Raises:
-      InvalidCredential, SecretUnusable, OSError
-    """
-    if settings.key_file is not None:
-        if settings.team_id is None:
-            raise InvalidCredential("key_file needs team_id")
-        return SigningKey.from_file(settings.key_file, key_id=settings.key_id, team_id=settings.team_id)
-    if settings.certificate_file is None:
-        raise InvalidCredential("neither key_file nor certificate_file is given")
-    password = None if settings.password_file is None else read_secret(settings.password_file)
-    return ProviderCertificate.from_file(
-        settings.certificate_file, password=password, key_file=settings.private_key_file, now=now
-    )
-
-
 def _settings_of(app: App, role: Role) -> CredentialSettings:
     """Those in force; a standby that the configuration has no more is read as the app's own."""
     return (app.settings.standby if role == "standby" else None) or app.settings.credential
-
-
-def files_of(settings: CredentialSettings) -> tuple[Path, ...]:
-    """The files that a credential is made of."""
-    named = (
-        settings.key_file,
-        settings.certificate_file,
-        settings.private_key_file,
-        settings.password_file,
-    )
-    return tuple(Path(path) for path in named if path is not None)
-
-
-def digest_of(paths: Iterable[Path]) -> str:
-    """What changes when the content of any of these files does, or when one comes or goes."""
-    digest = hashlib.sha256()
-    for path in paths:
-        try:
-            with path.open("rb") as file:
-                octets = file.read(MAX_OCTETS + 1)
-        except OSError as error:
-            digest.update(b"error %d;" % (error.errno or 0))
-        else:
-            digest.update(b"%d;" % len(octets) + hashlib.sha256(octets).digest())
-    return digest.hexdigest()
-
-
-def directories_of(paths: Iterable[Path]) -> frozenset[Path]:
-    """The directories in which a change may change what the paths lead to: along every symbolic link."""
-    found = set()
-    for path in paths:
-        current = Path(os.path.abspath(path))
-        for _ in range(40):  # as many links as the kernel follows
-            for parent in (current, *current.parents):
-                # Kubernetes: the file is a link into `..data`, which is the link that is swapped.
-                if parent.is_symlink():
-                    found.add(parent.parent)
-            found.add(current.parent)
-            try:
-                target = os.readlink(current)
-            except OSError:
-                break
-            current = Path(os.path.abspath(current.parent / target))
-        with suppress(OSError):
-            found.add(current.resolve().parent)
-    return frozenset(directory for directory in found if directory.is_dir())
-
-
-def place_of(directory: Path, app: str, role: Role) -> Path:
-    """Where an uploaded credential lies; names of apps may have dots, and none is a path."""
-    return directory / f"{app.replace('/', '_')}.{role}"
-
-
-def write_draft(place: Path, octets: bytes) -> Path:
-    """Write a file that only we may read, and make it durable."""
-    place.parent.mkdir(mode=0o700, exist_ok=True)
-    place.mkdir(mode=0o700, exist_ok=True)
-    for directory in (place.parent, place):
-        if stat.S_IMODE(directory.stat().st_mode) & 0o077:
-            directory.chmod(0o700)
-    draft = place / f".draft-{os.getpid()}"
-    with suppress(FileNotFoundError):
-        draft.unlink()
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(octets)
-        file.flush()
-        os.fsync(file.fileno())
-    return draft
-
-
-def publish(draft: Path, path: Path) -> None:
-    """Put the draft in place of the file, in one step, and make that durable."""
-    draft.replace(path)
-    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -43,11 +43,11 @@ from fastpush.gateway.outbox import Audience, Outbox
 from fastpush.gateway.outbox.sqlite import open_outbox
 from fastpush.gateway.quotas import Quotas
 from fastpush.gateway.reloading import Change, reload
-from fastpush.gateway.renewal import kept_credentials
 from fastpush.gateway.routes import Routes
 from fastpush.gateway.storage import Storage, StorageUnusable, open_storage
 from fastpush.gateway.supervisor import Inherited
 from fastpush.gateway.tracing import TracingUnusable, open_tracing
+from fastpush.gateway.uploads import kept_credentials
 from fastpush.gateway.vitals import Reading, Vitals, read
 from fastpush.gateway.watchdog.timekeeping import Timekeeper
 from fastpush.gateway.watchdog.watch import open_watchdog, state_directory_of

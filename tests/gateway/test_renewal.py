@@ -15,7 +15,8 @@ from fastpush.credentials import ProviderCertificate, SigningKey
 from fastpush.gateway.apps import Apps
 from fastpush.gateway.config import AppSettings, CredentialSettings
 from fastpush.gateway.http import ServerTLS
-from fastpush.gateway.renewal import Offer, Renewal, all_but, kept_credentials
+from fastpush.gateway.renewal import Renewal, all_but
+from fastpush.gateway.uploads import Offer, kept_credentials
 from fastpush.notification import Notification, Payload
 from fastpush.simulator import open_simulator
 

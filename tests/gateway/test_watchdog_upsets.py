@@ -11,7 +11,8 @@ import trustme
 from fastpush.gateway.apps import Apps
 from fastpush.gateway.config import CredentialSettings
 from fastpush.gateway.outbox import Entry
-from fastpush.gateway.renewal import Offer, Renewal
+from fastpush.gateway.renewal import Renewal
+from fastpush.gateway.uploads import Offer
 from fastpush.notification import Notification, Payload
 from fastpush.simulator import open_simulator
 from fastpush.simulator.faults import Answer, Swallow

@@ -13,8 +13,9 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from fastpush.gateway.api import Gateway, Parameter, decode, json_response, operation, read_body
+from fastpush.gateway.apps import Role
 from fastpush.gateway.problems import Problem
-from fastpush.gateway.renewal import Offer, Role
+from fastpush.gateway.uploads import Offer
 
 __all__ = ["admin_routes"]
 
