@@ -157,6 +157,7 @@ async def _change_app(
             kept = msgspec.structs.replace(kept, **{option: wanted})
     if old.max_waiting != new.max_waiting:
         kept = msgspec.structs.replace(kept, max_waiting=new.max_waiting)
+        gateway.outbox.max_waiting[old.name] = new.max_waiting
         changes.append(Change(f"apps.{old.name}.max_waiting", "changed"))
     app.settings = kept
     return kept

@@ -228,6 +228,7 @@ class Service:
         outbox = await open_outbox(
             storage, limits=config.storage.outbox_limits(), keep=config.storage.keep(), clock=clock
         )
+        outbox.max_waiting |= {name: app.max_waiting for name, app in config.apps.items()}
         keys = await open_authenticator(storage, config.auth, clock=clock)
         devices = await open_devices(storage, keys=keys, clock=clock)
 

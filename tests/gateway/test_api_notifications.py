@@ -18,7 +18,7 @@ from fastpush.gateway.outbox import End
 from fastpush.gateway.outbox.sqlite import OutboxLimits
 from tests.gateway.asgi import ask
 from tests.gateway.dispatch_house import open_all
-from tests.gateway.gateways import TOKENS, Keys, Known, app_named, open_gateway, waiting
+from tests.gateway.gateways import TOKENS, Keys, Known, open_gateway, waiting
 
 JSON = {"Content-Type": "application/json"}
 ONE = {"device_token": TOKENS[0], "alert": {"title": "Core switch down"}}
@@ -518,10 +518,7 @@ async def test_what_is_no_id_is_400(tmp_path, path):
 async def test_an_app_with_too_much_waiting_is_503(tmp_path):
     async with open_gateway(tmp_path) as gateway:
         app = ingest_app(gateway)
-        settings = app_named("opm", "com.example.opm").settings
-        gateway.apps["opm"].settings = type(settings)(
-            name="opm", topic="com.example.opm", credential=settings.credential, max_waiting=2
-        )
+        gateway.outbox.max_waiting["opm"] = 2
         assert (await post(app, [ONE, ONE])).status == 202
         answer = await post(app, ONE)
         assert (answer.status, answer.json["stored"]) == (503, False)

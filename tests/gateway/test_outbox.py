@@ -508,7 +508,7 @@ async def test_an_apps_own_limit_keeps_no_other_out(life):
         outbox.max_waiting[APP] = 10
         await outbox.accept(APP, entries(8))
         await outbox.accept_fanout(APP, Audience(), Entry(None, b"{}"))
-        with pytest.raises(OutboxBusy, match=r"8 notifications of com\.example\.app wait"):
+        with pytest.raises(OutboxBusy, match=r"9 notifications and fan-outs of com\.example\.app wait"):
             await outbox.accept(APP, entries(1))
         with pytest.raises(OutboxBusy):
             await outbox.accept_fanout(APP, Audience(), Entry(None, b"{}"))
@@ -518,6 +518,37 @@ async def test_an_apps_own_limit_keeps_no_other_out(life):
         await outbox.accept("com.example.other", entries(1))
         outbox.max_waiting[APP] = 20
         await outbox.accept(APP, entries(1))
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["the app's", "of all"])
+@pytest.mark.parametrize("fanout", [False, True], ids=["batch", "fan-out"])
+async def test_what_comes_at_once_is_limited_together(life, own, fanout):
+    """Each is on its way to the disk while the next one is looked at."""
+    if not own:
+        life.settings["limits"] = OutboxLimits(**{"fanouts" if fanout else "waiting_entries": 10})
+    async with life as outbox:
+        if own:
+            outbox.max_waiting[APP] = 10
+        taken, refused = [], []
+
+        async def accept():
+            try:
+                if fanout:
+                    taken.append(await outbox.accept_fanout(APP, Audience(), Entry(None, b"{}")))
+                else:
+                    taken.append(await outbox.accept(APP, entries(1)))
+            except OutboxBusy as busy:
+                refused.append(busy)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(30):
+                nursery.start_soon(accept)
+        assert (len(taken), len(refused)) == (9, 21)
+        await accept()
+        assert (len(taken), len(refused)) == (9, 22)
+        await outbox.purge(APP)
+        await accept()
+        assert (len(taken), len(refused)) == (10, 22)
 
 
 async def test_fan_outs_have_a_limit(life):

@@ -249,6 +249,23 @@ async def test_hang_up_takes_routes_and_credentials_and_names_what_needs_a_resta
         assert await gateway.end() == 0
 
 
+async def test_an_apps_limit_holds_for_uploads_until_it_is_raised(tmp_path, simulator):
+    """What is stored of the upload is at most the limit and a chunk; the rest is refused."""
+    file = write_settings(tmp_path, simulator)
+    text = file.read_text()
+    file.write_text(text.replace("[apps.opm]", "[apps.opm]\nmax_waiting = 1_000"))
+    body = b"".join(push(number) + b"\n" for number in range(6_000))
+    simulator.refuse_connections()
+    async with running(file) as gateway:
+        answer = await ask(gateway.port(), "/v1/notifications", body, "application/x-ndjson")
+        assert (answer.status, answer.body["stored"]) == (503, "partly")
+        assert 1_000 <= answer.body["stored_lines"] < 4_000
+        file.write_text(text.replace("[apps.opm]", "[apps.opm]\nmax_waiting = 100_000"))
+        await hang_up(gateway)
+        answer = await ask(gateway.port(), "/v1/notifications", body, "application/x-ndjson")
+        assert (answer.status, answer.body["count"]) == (202, 6_000)
+
+
 async def test_a_credential_that_apns_refuses_is_not_taken(tmp_path, simulator):
     file = write_settings(tmp_path, simulator)
     async with running(file) as gateway:

@@ -213,7 +213,8 @@ class AppSettings(_Section, frozen=True):
       proxy_file: a file with the proxy's URL, where it has a password.
       max_connections: to APNs at once.
       max_in_flight: notifications in memory on their way.
-      max_waiting: notifications without an end from which on no more are accepted (503).
+      max_waiting: notifications without an end from which on no more are accepted (503); of it the last tenth
+        is for high priority.
     """
 
     topic: Annotated[str, Meta(pattern="^[!-~]{1,200}$")]

@@ -425,7 +425,13 @@ class Outbox(Protocol):
     """What ingest, alarms and dispatcher may ask of an outbox. Instants are UNIX seconds.
 
     Whatever writes raises what the storage raises: StorageFull (nothing was stored) or StorageUnknown.
+
+    Attributes:
+      max_waiting: by app: when so many notifications and fan-outs wait nothing more of it is taken, of normal
+        priority at nine tenths of it. May be changed at any time.
     """
+
+    max_waiting: dict[str, int]
 
     async def accept(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import trio
 
@@ -73,6 +73,7 @@ class App:
         self.name = name
         self.paused = paused
         self.count = 0
+        self.coming = 0  # notifications and fan-outs that are on their way to the disk
         self.purged_late = 0  # of what was accepted before a purge and came back from the disk after it began
         self.oldest_at: float | None = None
         self.walks: dict[int, Walk] = {}
@@ -97,6 +98,8 @@ class Memory:
         self.done: list[tuple[int, int]] = []
         """Batches and lanes in which nothing waits any more, and the disk does not know yet."""
         self.count = 0
+        self.coming = 0
+        self.coming_walks = 0
         self.ready_entries = 0
         self.ready_octets = 0
 
@@ -175,6 +178,18 @@ class Memory:
         batch = self.batches.get(number)
         if batch is not None and batch.held <= 0:
             del self.batches[number]
+
+    def expect(self, app: App, entries: int) -> Callable[[], None]:
+        """Count what is being written, a fan-out where it is no entries; returns what ends that."""
+        walks = 0 if entries else 1
+
+        def count(sign: int) -> None:
+            app.coming += sign * (entries or 1)
+            self.coming += sign * entries
+            self.coming_walks += sign * walks
+
+        count(1)
+        return lambda: count(-1)
 
     def count_down(self, lane: Lane, ended: int) -> None:
         lane.app.count -= ended

@@ -135,7 +135,6 @@ class SqliteOutbox:
         self._last_log = 0
         self._naming = trio.Lock()
         self.max_waiting: dict[str, int] = {}
-        """By app: when as many wait nothing more of it is taken. May be changed at any time."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {len(self._memory.apps)} apps, {self._memory.count} waiting>"
@@ -244,6 +243,7 @@ class SqliteOutbox:
             acceptance.tag, int(bool(own)), head, payloads, *name_of(idempotency),
         )  # fmt: skip
         return await self._store(
+            owner,
             acceptance,
             row,
             idempotency,
@@ -287,6 +287,7 @@ class SqliteOutbox:
             self._work.notify()
 
         return await self._store(
+            owner,
             acceptance,
             row,
             idempotency,
@@ -299,8 +300,11 @@ class SqliteOutbox:
         )
 
     def _admit(self, app: App, octets: int, high: bool) -> None:
-        """Refuse what would be too much. The last tenth of each limit is for high priority."""
-        storage, limits = self._storage, self._limits
+        """Refuse what would be too much. The last tenth of each limit is for high priority.
+
+        What is on its way to the disk counts, too; so nothing may be awaited between this and `_store`.
+        """
+        storage, limits, memory = self._storage, self._limits, self._memory
         if storage.full:
             raise StorageFull(f"{storage.path}: the disk is below its low-water mark; nothing was stored")
         share = 1.0 if high else 0.9
@@ -310,18 +314,20 @@ class SqliteOutbox:
         ):
             raise OutboxBusy("the disk does not keep up", 1.0)
         if (
-            self._memory.count >= share * limits.waiting_entries
+            memory.count + memory.coming >= share * limits.waiting_entries
             or self._keeper.file_octets > share * limits.file_octets
         ):
-            raise OutboxBusy(f"{self._memory.count:,} notifications wait to be sent", 30.0)
-        if len(self._memory.walks) >= share * limits.fanouts:
-            raise OutboxBusy(f"{len(self._memory.walks):,} fan-outs wait to be sent", 30.0)
-        most = self.max_waiting.get(app.name)
-        if most is not None and app.count + len(app.walks) >= share * most:
-            raise OutboxBusy(f"{app.count:,} notifications of {app.name} wait to be sent", 30.0)
+            raise OutboxBusy(f"{memory.count + memory.coming:,} notifications wait to be sent", 30.0)
+        walks = len(memory.walks) + memory.coming_walks
+        if walks >= share * limits.fanouts:
+            raise OutboxBusy(f"{walks:,} fan-outs wait to be sent", 30.0)
+        most, waiting = self.max_waiting.get(app.name), app.count + len(app.walks) + app.coming
+        if most is not None and waiting >= share * most:
+            raise OutboxBusy(f"{waiting:,} notifications and fan-outs of {app.name} wait", 30.0)
 
     async def _store(
         self,
+        app: App,
         acceptance: Acceptance,
         row: tuple[Any, ...],
         idempotency: Idempotency | None,
@@ -337,6 +343,7 @@ class SqliteOutbox:
         done = trio.Event()
 
         def finished(found: list[Any] | None, error: Exception | None) -> None:
+            arrived()
             if isinstance(error, StorageUnknown):
                 doubted()
             elif error is None and (found is None or found[1] == acceptance.batch):
@@ -352,6 +359,7 @@ class SqliteOutbox:
             if idempotency is not None:
                 job.question, job.key = schema.KNOWN, row[KEY_COLUMN]
         self._storage.submit(job)
+        arrived = self._memory.expect(app, acceptance.count)
         await done.wait()
         if job.error is not None:
             raise job.error

@@ -197,7 +197,6 @@ class Intake:
             bodies = [decode(body, decoder)]
         named = _named_app(scope)
         app = principal.choose_app(bodies[0].app if named is None else named, self._gateway.apps)
-        self._admit(app)
         translator = self._translator(app, scope)
         idempotency = _idempotency(headers, principal, app.encode() + b"\n" + body)
         outbox, source = self._gateway.outbox, principal.name
@@ -227,7 +226,6 @@ class Intake:
         send: Send,
     ) -> None:
         app = principal.choose_app(_named_app(scope), self._gateway.apps)
-        self._admit(app)
         idempotency = _idempotency(headers, principal, b"")
         key = None if idempotency is None else (idempotency.principal, idempotency.key)
         if key is not None:
@@ -292,13 +290,6 @@ class Intake:
         return Translator(
             app, self._gateway.clock(), lambda topic: _is_topic_of(topic, own), scope["state"]["request_id"]
         )
-
-    def _admit(self, app: str) -> None:
-        """Refuse when too much of the app waits to be sent."""
-        waiting = self._gateway.outbox.waiting().get(app)
-        limit = self._gateway.apps[app].settings.max_waiting
-        if waiting is not None and waiting.count >= limit:
-            raise OutboxBusy(f"{waiting.count:,} notifications of the app wait to be sent", 30.0)
 
     def _count(self, app: str, count: int, acceptance: Acceptance, principal: Principal) -> None:
         if not acceptance.repeated:
