@@ -20,7 +20,7 @@ from fastpush.client import PORT
 from fastpush.credentials import Credential, ProviderCertificate
 from fastpush.errors import FastpushError, InvalidCredential
 from fastpush.gateway.apps import App, Apps, Line
-from fastpush.gateway.config import AppSettings, Config, SecretUnusable, read_secret
+from fastpush.gateway.config import AppSettings, Config, SecretUnusable
 from fastpush.gateway.cures import RENEW, SET_CLOCK, cure_of
 from fastpush.gateway.http import ServerTLS
 from fastpush.gateway.log import get_logger
@@ -30,12 +30,12 @@ from fastpush.gateway.notices.values import date_of
 from fastpush.gateway.outbox import Outbox
 from fastpush.gateway.renewal import Renewal, Slot, Verdict
 from fastpush.gateway.storage import Storage, StorageError
+from fastpush.gateway.watchdog.canary import Canary
 from fastpush.gateway.watchdog.judge import Certificate, Sight, Table, Trouble, judge, trouble_id
 from fastpush.gateway.watchdog.silence import Silence, SourceSilence, Traffic
 from fastpush.gateway.watchdog.sources import own_certificate, provider_certificates, server_of, trust_root
 from fastpush.gateway.watchdog.timekeeping import Timekeeper, boot_time
 from fastpush.gateway.watchdog.values import Watched
-from fastpush.notification import Notification, Payload
 from fastpush.transport import Proxy
 
 __all__ = ["Watchdog", "Watched", "open_watchdog"]
@@ -46,7 +46,6 @@ LOOK_EVERY = 60.0  # seconds; a machine that slept is judged within as many
 READ_EVERY = 3_600.0  # seconds between two looks at files that seldom change, and at OpManager's key
 ASK_EVERY = 6 * 3_600.0  # seconds between two looks at a server's clock
 ASKED_WITHIN = 20.0
-CANARY_WITHIN = 60.0
 CLOCK_OFF, CLOCK_RIGHT = 30.0, 10.0  # seconds
 
 SCHEMA = [("CREATE TABLE sources (source TEXT PRIMARY KEY, heard_at REAL NOT NULL) WITHOUT ROWID",)]
@@ -143,8 +142,7 @@ class Watchdog:
         self._sources = SourceSilence(settings.source_silence_minutes, heard)
         self._rest_key: Trouble | None = None
         self._rest_known = False
-        self._canary: Trouble | None = None
-        self._canary_known = False
+        self._canary = Canary(settings, apps, self._look_again) if settings.canary_minutes else None
         self._clock_trouble = False
         self._read_due = self._ask_due = 0.0
         self._bell = trio.Event()
@@ -232,8 +230,8 @@ class Watchdog:
             await nursery.start(self.renewal.run)
             for app in self._apps.values():
                 nursery.start_soon(self._follow, app)
-            if self._config.watchdog.canary_minutes:
-                nursery.start_soon(self._send_canaries)
+            if self._canary is not None:
+                nursery.start_soon(self._canary.run)
             task_status.started(self)
             while True:
                 try:
@@ -283,6 +281,9 @@ class Watchdog:
         """Whether a certificate's notice is over because the certificate is not in use any more."""
         fingerprint = key.partition(":")[2]
         return not any(one.fingerprint.startswith(fingerprint) for one in sight.certificates)
+
+    def _look_again(self) -> None:
+        self._bell.set()
 
     async def _follow(self, app: App) -> None:
         """Look at once when something happens to an app."""
@@ -391,9 +392,13 @@ class Watchdog:
         troubles += self._of_clock(unknown)
         troubles += self._of_silence(unknown)
         troubles += self._sources.troubles(self._time.now())
-        troubles += [trouble for trouble in (self._rest_key, self._canary) if trouble is not None]
-        if self._config.watchdog.canary_minutes and not self._canary_known:
-            unknown.add(trouble_id("canary", ""))
+        if self._rest_key is not None:
+            troubles.append(self._rest_key)
+        if self._canary is not None:
+            if self._canary.trouble is not None:
+                troubles.append(self._canary.trouble)
+            elif not self._canary.known:
+                unknown.add(trouble_id("canary", ""))
         if self._config.notices.opmanager is not None and not self._rest_known:
             unknown.add(trouble_id("rest_key", ""))
         return Sight(certificates=tuple(certificates), troubles=tuple(troubles), unknown=frozenset(unknown))
@@ -480,46 +485,6 @@ class Watchdog:
                     cure="Run `fastpush doctor` with the gateway's configuration.",
                     apps=(name,),
                 )
-
-    # The canary.
-
-    async def _send_canaries(self) -> None:
-        settings = self._config.watchdog
-        path, name = settings.canary_device_token_file, settings.canary_app or next(iter(self._apps))
-        if path is None or name not in self._apps:
-            logger.error("no canary: canary_device_token_file and canary_app are needed")
-            return
-        while True:
-            await trio.sleep(settings.canary_minutes * 60)
-            reason = await self._send_canary(self._apps[name], path)
-            self._canary_known = True
-            self._canary = None
-            if reason:
-                self._canary = Trouble(
-                    kind="canary",
-                    subject="",
-                    title="The canary push was not accepted",
-                    body=f"{reason}. Other pushes of {name} may fare alike.",
-                    cure="Run `fastpush doctor`; if all is well, register the canary's device anew.",
-                    apps=(name,),
-                )
-            self._bell.set()
-
-    async def _send_canary(self, app: App, path: Path) -> str:
-        """Why it was not accepted, "" when it was."""
-        try:
-            device_token = await trio.to_thread.run_sync(read_secret, path)
-            push = Notification(device_token, Payload(content_available=True), push_type="background")
-            line = app.best_line(app.settings.environments[0])
-            if line.client is None:
-                return line.stopped or "there is no connection"
-            with trio.fail_after(CANARY_WITHIN):
-                response = await line.client.send(push)
-        except (FastpushError, SecretUnusable) as error:
-            return str(error)
-        except trio.TooSlowError:
-            return f"no answer within {CANARY_WITHIN:g} s"
-        return "" if response.accepted else f"{response.status} {response.reason}"
 
 
 _SEE = 'Compare key id and team id with Apple\'s page "Keys", and run `fastpush doctor`.'
