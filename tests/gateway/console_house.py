@@ -18,20 +18,12 @@ from fastpush.gateway.serve import Service
 from fastpush.proof import NOBODY
 from fastpush.simulator import open_simulator
 from fastpush.simulator.faults import Answer
+from tests.gateway.settings import ON_THIS_MACHINE
 
 TOPIC = "com.example.opmanager"
-CONFIG = """
-[ingest]
-listen = ["127.0.0.1:0"]
-
-[admin]
-listen = ["127.0.0.1:0"]
-
-[storage]
-path = "gateway.db"
-low_water_mib = 1
-low_water_percent = 0.0
-
+CONFIG = (
+    ON_THIS_MACHINE
+    + """
 [apps.opm]
 topic = "{topic}"
 environment = "{environment}"
@@ -47,6 +39,7 @@ name = "network"
 tags = ["network"]
 severity = ["critical", "service_down", "trouble", "attention"]
 """
+)
 
 
 @dataclass

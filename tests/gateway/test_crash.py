@@ -18,6 +18,7 @@ from fastpush.gateway.outbox.packing import REST, read_log, unpack_entries
 from fastpush.gateway.outbox.sqlite import OutboxLimits, open_outbox
 from fastpush.gateway.storage import Limits, open_storage
 from tests.gateway.processes import drop_cut_line, wait_until_ready
+from tests.gateway.small_disk import run_on_small_disk
 from tests.gateway.worker import APP
 from tests.ledger import Account
 
@@ -309,20 +310,8 @@ trio.run(main)
 
 async def test_on_a_full_disk_what_was_accepted_gets_its_ends(tmp_path):
     """D5: refused from the low-water mark on, all ends recorded, and it goes on by itself."""
-    if os.geteuid() != 0 or shutil.which("unshare") is None:
-        pytest.skip("mounting a small tmpfs takes root and unshare(1)")
-    command = (
-        f"mount -t tmpfs -o size=8m tmpfs {tmp_path} && head -c 2097152 /dev/zero > {tmp_path}/ballast && "
-        f'exec {sys.executable} -c "$SCRIPT" {tmp_path}'
-    )
-    done = await trio.run_process(
-        ["unshare", "-m", "sh", "-c", command], capture_stdout=True, capture_stderr=True, check=False,
-        cwd=ROOT, env=os.environ | {"SCRIPT": FILL},
-    )  # fmt: skip
-    if b"mount:" in done.stderr:
-        pytest.skip(f"no tmpfs here: {done.stderr.decode()}")
-    assert done.returncode == 0, done.stderr.decode()[-2_000:]
-    assert done.stdout.startswith(b"good"), done.stdout
+    printed = await run_on_small_disk(tmp_path, FILL)
+    assert printed.startswith("good"), printed
 
 
 # A large backlog.

@@ -27,6 +27,7 @@ from fastpush.gateway.storage import (
     backup_database,
     open_storage,
 )
+from tests.gateway.small_disk import run_on_small_disk
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # Never full, whatever the disk under the tests is.
@@ -482,21 +483,8 @@ trio.run(main)
 )
 async def test_on_a_small_disk_all_outcomes_are_recorded(tmp_path, low_water, what):
     """D5, D6: 8 MiB of tmpfs."""
-    if os.geteuid() != 0 or shutil.which("unshare") is None:
-        pytest.skip("mounting a small tmpfs takes root and unshare(1)")
-    command = (
-        f"mount -t tmpfs -o size=8m tmpfs {tmp_path} && head -c 2097152 /dev/zero > {tmp_path}/ballast && "
-        f'exec {sys.executable} -c "$SCRIPT" {tmp_path} {low_water} {what}'
-    )
-    done = await trio.run_process(
-        ["unshare", "-m", "sh", "-c", command], capture_stdout=True, capture_stderr=True, check=False,
-        cwd=ROOT, env=os.environ | {"SCRIPT": TMPFS},
-    )  # fmt: skip
-    if b"mount:" in done.stderr:
-        pytest.skip(f"no tmpfs here: {done.stderr.decode()}")
-    assert done.returncode == 0, done.stderr.decode()[-2_000:]
-    print(done.stdout.decode())
-    assert done.stdout.endswith(b"outcomes 200 healthy True\n")
+    printed = await run_on_small_disk(tmp_path, TMPFS, low_water, what)
+    assert printed.endswith("outcomes 200 healthy True\n"), printed
 
 
 # Failing disks: the path without strace; test_crash.py has real errors.

@@ -13,20 +13,12 @@ import trio
 from fastpush.gateway.config import load_config
 from fastpush.gateway.devices import Registration
 from fastpush.gateway.serve import Service
+from tests.gateway.settings import ON_THIS_MACHINE
 
 TOPIC = "com.example.opmanager"
-CONFIG = """
-[ingest]
-listen = ["127.0.0.1:0"]
-
-[admin]
-listen = ["127.0.0.1:0"]
-
-[storage]
-path = "gateway.db"
-low_water_mib = 1
-low_water_percent = 0.0
-
+CONFIG = (
+    ON_THIS_MACHINE
+    + """
 [apps.opm]
 topic = "{topic}"
 host = "localhost"
@@ -38,6 +30,7 @@ ca_file = "{ca_file}"
 
 {more}
 """
+)
 
 
 def pem(issued):
