@@ -6,12 +6,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from math import inf
 from time import time
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import unquote
 
 import trio
+from hypercorn.config import Config
 from hypercorn.protocol.events import Body, EndBody, Event, Request, Response, StreamClosed
 from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
+from hypercorn.typing import AppWrapper, TaskGroup, WorkerContext
 
 from fastpush.gateway.log import get_logger
 
@@ -36,6 +38,23 @@ class Guard:
     owners: Owners
 
 
+class Carrying(Protocol):
+    """The connection of a request, HTTP/1.1 or HTTP/2: what it hands on of hypercorn's, and of ours."""
+
+    app: AppWrapper
+    config: Config
+    context: WorkerContext
+    task_group: TaskGroup
+    ssl: bool
+    client: tuple[str, int] | None
+    server: tuple[str, int] | None
+    guard: Guard
+    certificate: ClientCertificate | None
+    owned_by: Callable[[str], bool]
+
+    async def stream_send(self, event: Event) -> None: ...
+
+
 class ClientGone(OSError):
     """Raised by `send` once nobody is there to have it (ASGI, HTTP connection scope, 2.4)."""
 
@@ -48,17 +67,22 @@ class Exchange(HTTPStream):
     """
 
     def __init__(
-        self,
-        *of_hypercorn: Any,
-        guard: Guard,
-        certificate: ClientCertificate | None,
-        owned_by: Callable[[str], bool],
-        consumed: Callable[[int, int], Awaitable[None]],
+        self, connection: Carrying, stream_id: int, *, consumed: Callable[[int, int], Awaitable[None]]
     ) -> None:
-        super().__init__(*of_hypercorn)
-        self.guard = guard
-        self.certificate = certificate
-        self.owned_by = owned_by
+        super().__init__(
+            connection.app,
+            connection.config,
+            connection.context,
+            connection.task_group,
+            connection.ssl,
+            connection.client,
+            connection.server,
+            connection.stream_send,
+            stream_id,
+        )
+        self.guard = connection.guard
+        self.certificate = connection.certificate
+        self.owned_by = connection.owned_by
         self.ended = False  # the body is complete
         self.finishing = False  # the application has said its last
         self.refused = False  # the guard has answered in its place

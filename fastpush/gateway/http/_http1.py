@@ -142,21 +142,7 @@ class GuardedHTTP1(H11Protocol):
             return
         target, headers = form
         self._chunked = any(name == b"transfer-encoding" for name, _ in headers)
-        self.stream = Exchange(
-            self.app,
-            self.config,
-            self.context,
-            self.task_group,
-            self.ssl,
-            self.client,
-            self.server,
-            self.stream_send,
-            STREAM_ID,
-            guard=self.guard,
-            certificate=self.certificate,
-            owned_by=self.owned_by,
-            consumed=self._consumed,
-        )
+        self.stream = Exchange(self, STREAM_ID, consumed=self._consumed)
         await self.stream.handle(
             Request(
                 stream_id=STREAM_ID,

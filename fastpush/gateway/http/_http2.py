@@ -165,21 +165,7 @@ class GuardedHTTP2(H2Protocol):
                 stream_id, Refusal(431, "too many fields", f"The request has over {limit} header fields.")
             )
             return
-        stream = Exchange(
-            self.app,
-            self.config,
-            self.context,
-            self.task_group,
-            self.ssl,
-            self.client,
-            self.server,
-            self.stream_send,
-            stream_id,
-            guard=self.guard,
-            certificate=self.certificate,
-            owned_by=self.owned_by,
-            consumed=self._consumed,
-        )
+        stream = Exchange(self, stream_id, consumed=self._consumed)
         self.streams[stream_id] = stream
         await stream.handle(
             Request(
