@@ -36,8 +36,8 @@ def test_the_examples_work_as_they_stand(tmp_path):
         exports = (
             "set -euo pipefail\n"
             'curl() { command curl --fail-with-body "$@"; }\n'
-            f"export FASTPUSH={running['ingest']} FASTPUSH_ADMIN={running['admin']}"
-            f" FASTPUSH_KEY={running['key']}\n"
+            f"export GATEWAY={running['ingest']} ADMIN={running['admin']}"
+            f" KEY={running['key']}\n"
         )
         for block in blocks[1:]:
             done = subprocess.run(

@@ -82,7 +82,7 @@ def shell(command: str, **environment: str) -> dict:
 async def test_the_commands_do_what_the_page_says(tmp_path) -> None:
     """One after the other, as a reader would: an alarm that gets worse and better, is shown, and taken."""
     async with alarm_house(tmp_path) as house:
-        environment = {"FASTPUSH": str(house.client.base_url).rstrip("/"), "FASTPUSH_KEY": house.key}
+        environment = {"GATEWAY": str(house.client.base_url).rstrip("/"), "KEY": house.key}
 
         async def run(command: str, **more: str) -> dict:
             return await trio.to_thread.run_sync(lambda: shell(command, **environment, **more))
