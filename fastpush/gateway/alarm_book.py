@@ -1,30 +1,26 @@
 """The alarms on disk: each with its row, all that was ever judged of it, and the push of each verdict.
 
-An event goes: judge, address, store, push. Row, verdict and the outbox's entry are one transaction, and one
-row of the storage's funnel each, so that a thousand webhooks at once are a few commits.
-
-Events of one alarm wait for each other, those of different alarms do not. Memory holds nothing that it could
-not read again: rows that were used of late, and for the badge how many alarms are open and unacknowledged,
-by the set of tags of those who were told. Where nobody knows whether a commit took place, the row is read
-again behind it, before the alarm's next event is judged.
+An event goes: judge, address, store, push. What is decided here is written by alarm_ledger.py: row, verdict
+and the outbox's entry in one transaction, and one row of the storage's funnel each, so that a thousand
+webhooks at once are a few commits. alarm_table.py has the tables.
 """
 
 from __future__ import annotations
 
 import sqlite3
 import time
-from collections import Counter, OrderedDict, deque
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Literal, NamedTuple, final
+from typing import Any, Literal, final
 
 import msgspec
 import trio
 
+from fastpush.gateway.alarm_ledger import LATE, LOUDLY, UNSEEN, Known, Ledger, Step
 from fastpush.gateway.alarm_table import (
     ALARM,
-    KNOWN,
     SCHEMA,
     UNREADABLE,
     History,
@@ -33,29 +29,23 @@ from fastpush.gateway.alarm_table import (
     Post,
     Told,
     Unreadable,
-    encode,
     forget_alarms,
     list_alarms,
     octets_of,
     read_history,
     read_owed,
     read_posts,
-    read_push,
-    read_row,
-    read_state,
-    read_tags,
     read_unreadable,
-    tags_text,
     trim_verdicts,
 )
 from fastpush.gateway.alarms import LOUD, SHOWN, AlarmRow, Verdict, acknowledge, judge
-from fastpush.gateway.banners import Banner, Look, acknowledged_banner, banner
+from fastpush.gateway.banners import Look, acknowledged_banner, banner
 from fastpush.gateway.log import get_logger
 from fastpush.gateway.notices import is_echo
-from fastpush.gateway.outbox import Audience, Entry, Outbox, OutboxBusy
+from fastpush.gateway.outbox import Audience, Outbox, OutboxBusy
 from fastpush.gateway.routes import Routes, address
 from fastpush.gateway.sources import Event, Severity, alarm_digest, alarm_key
-from fastpush.gateway.storage import Job, Storage, StorageError, StorageFull, StorageUnknown, Value
+from fastpush.gateway.storage import Storage, StorageError, Value
 
 __all__ = [
     "AlarmLimits",
@@ -77,7 +67,6 @@ Reach = Callable[[str, Audience], Awaitable[bool]]
 """Whether an app has any device of an audience."""
 
 HOUR = 3_600.0
-TRIES = 3  # of a commit of which nobody knows whether it took place
 TRIM_EVERY = 60.0  # seconds
 TOLD_EVERY = 10.0  # seconds between two lines of the log about the same trouble
 MAX_TROUBLES = 100  # whose last line of the log is remembered
@@ -146,33 +135,6 @@ class AlarmStatistics(msgspec.Struct, frozen=True, kw_only=True):
     cached_octets: int
 
 
-# What an alarm is owed, where there was no room in the outbox: its banner is not as it stands, nor was the
-# sound heard, nor is there any banner of this generation.
-SILENT, LOUDLY, UNSEEN = 1, 2, 3
-
-
-class _Known(NamedTuple):
-    """An alarm as it is on disk."""
-
-    opened: int
-    last: int
-    row: AlarmRow
-    owed: int = 0
-
-
-class _Step(NamedTuple):
-    """What is to be written of an alarm."""
-
-    row: AlarmRow
-    told: Told
-    banner: Banner | None
-    opens: bool
-    rows: Sequence[Sequence[Value]] = ()
-
-
-_Decide = Callable[[_Known | None, float], Awaitable[_Step | None]]
-
-
 async def open_alarms(
     storage: Storage,
     outbox: Outbox,
@@ -195,11 +157,10 @@ async def open_alarms(
     await storage.add_schema("alarms", [SCHEMA.split(";\n")])
     kind = await storage.add_kind(ALARM)
     unreadable = await storage.add_kind(UNREADABLE)
-    alarms = Alarms(
-        storage, outbox, routes, app, look or Look(), limits or AlarmLimits(), reach, clock, kind, unreadable
-    )
-    await alarms._load()
-    return alarms
+    limits = limits or AlarmLimits()
+    ledger = Ledger(storage, outbox, app, kind, limits.cached_octets, clock)
+    await ledger.load()
+    return Alarms(storage, ledger, routes, app, look or Look(), limits, reach, clock, unreadable)
 
 
 @final
@@ -209,31 +170,24 @@ class Alarms:
     def __init__(
         self,
         storage: Storage,
-        outbox: Outbox,
+        ledger: Ledger,
         routes: Routes,
         app: str,
         look: Look,
         limits: AlarmLimits,
         reach: Reach | None,
         clock: Callable[[], float],
-        kind: int,
         unreadable: int,
     ) -> None:
         self.routes = routes
         self.look = look
         self._storage = storage
-        self._outbox = outbox
+        self._ledger = ledger
         self._app = app
         self._limits = limits
         self._reach = reach
         self._clock = clock
-        self._kind = kind
         self._unreadable_kind = unreadable
-        self._last = 0
-        self._cache = _Cache(limits.cached_octets)
-        self._turns = _Turns()
-        self._unread: Counter[str] = Counter()
-        self._tag_sets: dict[str, frozenset[str]] = {}
         self._reached: dict[tuple[str, ...], tuple[float, bool]] = {}
         self._reaching = trio.Lock()
         self._rules: Counter[str] = Counter()
@@ -241,27 +195,14 @@ class Alarms:
         self._unreadable = 0
         self._tests = 0
         self._told_at: dict[str, float] = {}
-        self._stored_all_the_same = trio.Event()
-        self._owed = 0
-        self._owing = trio.Event()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self._app}, {sum(self._unread.values())} unacknowledged>"
+        return f"<{type(self).__name__} of {self._app}, {self._ledger.unacknowledged} unacknowledged>"
 
     @property
     def app(self) -> str:
         """Whose phones are told."""
         return self._app
-
-    async def _load(self) -> None:
-        last, unread, sets, owed = await self._storage.read(read_state)
-        self._last = last
-        self._owed = owed
-        if owed:
-            self._owing.set()
-        self._unread.update(unread)
-        for text in sets:
-            self._tag_sets[text] = frozenset(read_tags(text))
 
     def configure(self, routes: Routes, look: Look) -> None:
         """Go by other routes, and let banners look otherwise, from the next event on."""
@@ -271,35 +212,25 @@ class Alarms:
         """Trim the history each minute; until cancelled."""
         task_status.started()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._take_up)
+            nursery.start_soon(self._ledger.take_up)
             nursery.start_soon(self._push_late)
             while True:
                 await trio.sleep(TRIM_EVERY)
                 with suppress(StorageError):  # told by the storage; the next turn tries again
                     await self.trim()
 
-    async def _take_up(self) -> None:
-        """Let those pushes go out of which nobody waited any more to learn whether they are stored."""
-        while True:
-            await self._stored_all_the_same.wait()
-            self._stored_all_the_same = trio.Event()
-            with suppress(StorageError):
-                await self._outbox.take_up_doubtful()
-
     async def _push_late(self) -> None:
         """Let those banners go out that there was no room for, once there is."""
         while True:
-            await self._owing.wait()
+            await self._ledger.wait_for_owed()
             await trio.sleep(self._limits.late_after)
             with suppress(OutboxBusy, StorageError):
                 while names := await self._storage.read(partial(read_owed, limit=100)):
                     for name in names:
-                        _, step, push = await self._change(name, self._late)
+                        _, step, push = await self._ledger.change(name, self._late)
                         if step is not None:
-                            self._rules["late"] += 1
+                            self._rules[LATE] += 1
                             _tell_judged(name, step, push)
-            if not self._owed:
-                self._owing = trio.Event()
 
     # What happens to alarms.
 
@@ -314,7 +245,7 @@ class Alarms:
           StorageUnknown: it was tried several times, and nobody knows.
         """
         name = alarm_digest(event.source, alarm_key(event))
-        known, step, push = await self._change(name, partial(self._judge, event))
+        known, step, push = await self._ledger.change(name, partial(self._judge, event))
         assert step is not None
         told = step.told
         self._rules[told.rule] += 1
@@ -348,20 +279,20 @@ class Alarms:
         if octets_of(name) is None:
             await trio.lowlevel.checkpoint()
             return None
-        known, step, push = await self._change(name, partial(self._acknowledge, by, generation, rows))
+        known, step, push = await self._ledger.change(name, partial(self._acknowledge, by, generation, rows))
         if known is None:
             return None
         if step is not None:
             self._rules["acknowledged"] += 1
         return Recorded(name, known.row, "acknowledged", "acknowledged", push)
 
-    async def _judge(self, event: Event, known: _Known | None, now: float) -> _Step:
+    async def _judge(self, event: Event, known: Known | None, now: float) -> Step:
         row = known.row if known else None
         after, _, rule = judge(row, event, now)
         opens = row is None or after.generation != row.generation
         if is_echo(event):  # ours: whoever it concerns has been told, and another push would raise another
             told = self._told(event, after, rule)
-            return _Step(after, msgspec.structs.replace(told, quirks=(*told.quirks, "echo")), None, opens)
+            return Step(after, msgspec.structs.replace(told, quirks=(*told.quirks, "echo")), None, opens)
         addressed = address(self.routes, after, rule)
         unrouted: Literal["", "no route", "no device"] = "no route" if addressed.unrouted else ""
         after, tags = addressed.row, addressed.tags
@@ -375,21 +306,21 @@ class Alarms:
         shown = rule
         if known is not None and known.owed:
             if known.owed == UNSEEN and rule == "clear.open":
-                return _Step(after, told, None, opens)  # come and gone before anybody could be told
+                return Step(after, told, None, opens)  # come and gone before anybody could be told
             if known.owed >= LOUDLY and rule in SHOWN and after.counts_in_badge:
                 shown = "first.new"  # nobody has heard it yet
-        return _Step(after, told, banner(after, shown, now, look=self.look), opens)
+        return Step(after, told, banner(after, shown, now, look=self.look), opens)
 
-    async def _late(self, known: _Known | None, now: float) -> _Step | None:
+    async def _late(self, known: Known | None, now: float) -> Step | None:
         if known is None or not known.owed:
             return None
         row = known.row
-        told = Told(rule="late", severity=row.severity, generation=row.generation, tags=row.tags)
+        told = Told(rule=LATE, severity=row.severity, generation=row.generation, tags=row.tags)
         shown = acknowledged_banner(row, now, look=self.look)
         if shown is None:
             loud = known.owed >= LOUDLY and row.state == "open"
             shown = banner(row, "first.new" if loud else "repeat.changed", now, look=self.look)
-        return _Step(row, told, shown, opens=False)
+        return Step(row, told, shown, opens=False)
 
     @staticmethod
     def _told(event: Event, after: AlarmRow, rule: str) -> Told:
@@ -409,9 +340,9 @@ class Alarms:
         by: str,
         generation: int | None,
         rows: Sequence[Sequence[Value]],
-        known: _Known | None,
+        known: Known | None,
         now: float,
-    ) -> _Step | None:
+    ) -> Step | None:
         row = known.row if known else None
         if row is None or (generation is not None and row.generation != generation):
             return None
@@ -421,7 +352,7 @@ class Alarms:
         told = Told(
             rule="acknowledged", severity=row.severity, generation=row.generation, by=by, tags=row.tags
         )
-        return _Step(after, told, acknowledged_banner(after, now, look=self.look), opens=False, rows=rows)
+        return Step(after, told, acknowledged_banner(after, now, look=self.look), opens=False, rows=rows)
 
     async def _tell_unrouted(self, name: str, row: AlarmRow, told: Told) -> None:
         why = "no route takes it" if told.unrouted == "no route" else f"no device has {told.tags[:5]}"
@@ -457,149 +388,6 @@ class Alarms:
         if len(self._reached) > MAX_REACHED:
             self._reached.pop(next(iter(self._reached)))
 
-    async def _change(self, name: str, decide: _Decide) -> tuple[Any, _Step | None, int]:
-        """Bring an alarm from what it is to what is decided, alone.
-
-        Returns:
-          The alarm as it is now, the step that was taken, if one was, and the id of what was pushed.
-        """
-        alarm = octets_of(name)
-        assert alarm is not None
-        await self._turns.begin(alarm)
-        before: _Known | None = None
-        in_doubt = False
-        tries = 1
-        try:
-            while True:
-                before = self._cache.get(alarm) or await self._read(alarm)
-                now = self._clock()
-                step = await decide(before, now)
-                if step is None:
-                    return before, None, 0
-                number = self._last = max(self._last + 1, int(now * 1e6))
-                opened = number if step.opens or before is None else before.opened
-                after = _Known(opened, number, step.row, _still_owed(before, step))
-                in_doubt = True
-                try:
-                    try:
-                        push = await self._store(name, alarm, before, after, step, now)
-                    except OutboxBusy:
-                        if step.told.rule == "late":
-                            in_doubt = False
-                            raise
-                        after = after._replace(owed=_owed(before, step))
-                        push = await self._store(name, alarm, before, after, step._replace(banner=None), now)
-                except StorageFull:
-                    in_doubt = False
-                    raise
-                except StorageUnknown:
-                    found = await self._read(alarm)
-                    self._take(alarm, before, found)
-                    in_doubt = False
-                    if found is None or found.last != number:
-                        if tries == TRIES:
-                            raise
-                        tries += 1
-                        continue
-                    await self._outbox.take_up_doubtful()
-                    push = await self._storage.read(partial(read_push, number=number))
-                else:
-                    self._take(alarm, before, after)
-                    in_doubt = False
-                return after, step, push
-        finally:
-            if in_doubt:
-                self._look_again(alarm, before)
-            else:
-                self._turns.end(alarm)
-
-    async def _store(
-        self, name: str, alarm: bytes, before: _Known | None, after: _Known, step: _Step, now: float
-    ) -> int:
-        """Write the row, the verdict, and the push if there is one; its id is returned, else 0."""
-        row, told, shown = step.row, step.told, step.banner
-
-        def rows(push: int) -> Sequence[Sequence[Value]]:
-            kept = msgspec.structs.replace(told, push=push) if push else told
-            return [
-                (
-                    self._kind, alarm, (row.state == "open") | after.owed << 2, row.counts_in_badge,
-                    after.opened, after.last, before.last if before else 0, now, row.severity,
-                    row.device.casefold(), tags_text(row), encode(row), encode(kept),
-                ),
-                *step.rows,
-            ]  # fmt: skip
-
-        if shown is None or not told.tags:  # an audience without tags would be all devices
-            await self._storage.insert(rows(0))
-            return 0
-        entry = Entry(
-            None,
-            shown.payload.encode(),
-            priority=shown.priority,
-            expiration=shown.expiration,
-            collapse_id=shown.collapse_id,
-            # All of them, whatever the priority at Apple: none of an alarm's may overtake another.
-            high=True,
-            trace=name,
-            badge=True,
-        )
-        accepted = await self._outbox.accept_fanout(
-            self._app, Audience(any_of=told.tags), entry, source=row.source, rows=rows
-        )
-        return accepted.batch
-
-    async def _read(self, alarm: bytes) -> _Known | None:
-        """The alarm as it is on disk once all that is queued now was written."""
-        done = trio.Event()
-        job: Job[list[Any]] = Job(lambda *_: done.set(), question=KNOWN, key=alarm, essential=True)
-        self._storage.submit(job)
-        await done.wait()
-        if job.error is not None:
-            raise job.error
-        known = _known(job.value)
-        self._cache.put(alarm, known)
-        return known
-
-    def _look_again(self, alarm: bytes, before: _Known | None) -> None:
-        """End a turn in which nobody knows what was written, as soon as that was read."""
-
-        def finished(found: list[Any] | None, error: Exception | None) -> None:
-            if isinstance(error, StorageUnknown):
-                self._look_again(alarm, before)
-                return
-            if error is None:
-                after = _known(found)
-                self._take(alarm, before, after)
-                if after != before:
-                    self._stored_all_the_same.set()
-            self._turns.end(alarm)
-
-        self._cache.put(alarm, None)
-        try:
-            self._storage.submit(Job(finished, question=KNOWN, key=alarm, essential=True))
-        except RuntimeError:  # the storage is closed
-            self._turns.end(alarm)
-
-    def _take(self, alarm: bytes, before: _Known | None, after: _Known | None) -> None:
-        """Let memory go from one row to another that is on disk."""
-        self._cache.put(alarm, after)
-        self._owed += bool(after and after.owed) - bool(before and before.owed)
-        if after is not None and after.owed:
-            self._owing.set()
-        if before is not None and before.row.counts_in_badge:
-            self._count(before.row, -1)
-        if after is not None:
-            self._count(after.row, int(after.row.counts_in_badge))
-
-    def _count(self, row: AlarmRow, change: int) -> None:
-        text = tags_text(row)
-        if text not in self._tag_sets:
-            self._tag_sets[text] = frozenset(row.tags)
-        self._unread[text] += change
-        if not self._unread[text]:
-            del self._unread[text]
-
     def _warn(self, trouble: str, event: str, **fields: object) -> None:
         """Tell of a trouble in the log, now and then."""
         now = time.monotonic()
@@ -614,7 +402,7 @@ class Alarms:
     async def keep_unreadable(self, source: str, content_type: str, octets: int, raw: str) -> int:
         """Keep a post in which nothing is known, for people to look at; returns its number."""
         now = self._clock()
-        number = self._last = max(self._last + 1, int(now * 1e6))
+        number = self._ledger.next_number(now)
         self._unreadable += 1
         self._warn(
             f"unreadable: {source}",
@@ -646,9 +434,7 @@ class Alarms:
         """Open and unacknowledged alarms of those who have any of the tags; nothing waits for it."""
         if app != self._app:
             return 0
-        wanted = frozenset(tags)
-        sets = self._tag_sets
-        return sum(count for text, count in self._unread.items() if not wanted.isdisjoint(sets[text]))
+        return self._ledger.open_count(tags)
 
     async def list(
         self,
@@ -672,8 +458,7 @@ class Alarms:
         """
         sets = None
         if tags is not None:
-            wanted = frozenset(tags)
-            sets = [text for text, found in self._tag_sets.items() if not wanted.isdisjoint(found)]
+            sets = self._ledger.sets_with(tags)
             if not sets:
                 await trio.lowlevel.checkpoint()
                 return []
@@ -704,10 +489,10 @@ class Alarms:
             unrouted=dict(self._unrouted),
             unreadable=self._unreadable,
             tests=self._tests,
-            owed=self._owed,
-            waiting=self._turns.waiting,
-            unacknowledged=sum(self._unread.values()),
-            cached_octets=self._cache.octets,
+            owed=self._ledger.owed,
+            waiting=self._ledger.waiting,
+            unacknowledged=self._ledger.unacknowledged,
+            cached_octets=self._ledger.cached_octets,
         )
 
     # What is forgotten.
@@ -719,99 +504,12 @@ class Alarms:
             pass
         while forgotten := await self._storage.write(forget_alarms, essential=True):
             for alarm in forgotten:
-                self._cache.put(alarm, None)
+                self._ledger.forget(alarm)
 
 
-@final
-class _Cache:
-    """Rows that were used of late, up to so many octets."""
-
-    def __init__(self, limit: int) -> None:
-        self.octets = 0
-        self._limit = limit
-        self._rows: OrderedDict[bytes, tuple[int, int, bytes, int]] = OrderedDict()
-
-    def get(self, alarm: bytes) -> _Known | None:
-        found = self._rows.get(alarm)
-        if found is None:
-            return None
-        self._rows.move_to_end(alarm)
-        opened, last, row, owed = found
-        return _Known(opened, last, read_row(row), owed)
-
-    def put(self, alarm: bytes, known: _Known | None) -> None:
-        gone = self._rows.pop(alarm, None)
-        if gone is not None:
-            self.octets -= len(gone[2])
-        if known is not None:
-            row = encode(known.row)
-            self._rows[alarm] = known.opened, known.last, row, known.owed
-            self.octets += len(row)
-            while self.octets > self._limit:
-                self.octets -= len(self._rows.popitem(last=False)[1][2])
-
-
-@final
-class _Turns:
-    """One at a time for each alarm, in order of arrival."""
-
-    def __init__(self) -> None:
-        self.waiting = 0
-        self._queues: dict[bytes, deque[trio.Event]] = {}
-
-    async def begin(self, alarm: bytes) -> None:
-        queue = self._queues.get(alarm)
-        if queue is None:
-            self._queues[alarm] = deque()
-            return
-        turn = trio.Event()
-        queue.append(turn)
-        self.waiting += 1
-        try:
-            await turn.wait()
-        except BaseException:
-            if turn.is_set():
-                self.end(alarm)
-            else:
-                queue.remove(turn)
-            raise
-        finally:
-            self.waiting -= 1
-
-    def end(self, alarm: bytes) -> None:
-        queue = self._queues[alarm]
-        if queue:
-            queue.popleft().set()
-        else:
-            del self._queues[alarm]
-
-
-def _tell_judged(name: str, step: _Step, push: int) -> None:
+def _tell_judged(name: str, step: Step, push: int) -> None:
     """The line by which a webhook leads to its push: from here on `batch` is its id."""
     logger.info(
         "alarm judged", alarm=name, source=step.row.source, device=step.row.device, rule=step.told.rule,
         severity=step.told.severity, batch=str(push) if push else None,
     )  # fmt: skip
-
-
-def _still_owed(before: _Known | None, step: _Step) -> int:
-    """What is owed after a step that is pushed, or has nothing to push."""
-    if before is None or step.banner is not None:
-        return 0
-    gone = before.owed == UNSEEN and step.row.state == "cleared"
-    return 0 if gone else before.owed
-
-
-def _owed(before: _Known | None, step: _Step) -> int:
-    """What is owed after a step that there was no room to push."""
-    earlier = before.owed if before is not None else 0
-    if step.opens and earlier in (0, UNSEEN):
-        return UNSEEN
-    return max(earlier, LOUDLY if step.told.rule in LOUD else SILENT)
-
-
-def _known(columns: Sequence[Any] | None) -> _Known | None:
-    if columns is None:
-        return None
-    opened, last, row, owed = columns
-    return _Known(opened, last, read_row(bytes.fromhex(row)), owed)
