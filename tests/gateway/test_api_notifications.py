@@ -14,7 +14,7 @@ import fastpush
 from fastpush.gateway.api import Gateway
 from fastpush.gateway.app import ingest_app
 from fastpush.gateway.counters import Counters
-from fastpush.gateway.outbox import End
+from fastpush.gateway.outbox import End, Retry
 from fastpush.gateway.outbox.sqlite import OutboxLimits
 from tests.gateway.asgi import ask
 from tests.gateway.dispatch_house import open_all
@@ -492,11 +492,29 @@ async def test_a_notification_tells_its_attempts(tmp_path):
         assert status["attempts"] == [
             {
                 "at": 1_900_000_000.5, "outcome": "rejected", "status": 410, "reason": "Unregistered",
-                "attempts": 1, "due_at": None,
+                "attempts": 1, "due_at": None, "apns_unique_id": None,
             }
         ]  # fmt: skip
         batch = (await ask(app, "GET", f"/v1/batches/{answer.json['batch']}")).json
         assert (batch["outcomes"], batch["waiting"], batch["kind"]) == ({"rejected": 1}, 0, "batch")
+
+
+async def test_apples_own_id_is_kept_beside_ours(tmp_path):
+    """And beside the end alone: what is written before and after it in the same log stays what it is."""
+    async with open_gateway(tmp_path) as gateway:
+        app = ingest_app(gateway)
+        ids = [(await post(app, ONE)).json["ids"][0] for _ in range(2)]
+        first, second = await gateway.outbox.claim("opm", 2)
+        at, unique = 1_900_000_000.0, "b6f0a1d5-31c2-4c4e-9f0e-77c1aa02fe5b"
+        await gateway.outbox.settle([], [Retry(first.batch, first.index, at + 9.0, 1, at, 503, "Shutdown")])
+        ends = [
+            End(first.batch, first.index, "accepted", at + 9.5, 200, "", 2, apns_unique_id=unique),
+            End(second.batch, second.index, "accepted", at + 9.5, 200),
+        ]
+        await gateway.outbox.settle(ends)
+        told = [(await ask(app, "GET", f"/v1/notifications/{each}")).json["attempts"] for each in ids]
+        assert [[one["apns_unique_id"] for one in each] for each in told] == [[None, unique], [None]]
+        assert [[one["due_at"] for one in each] for each in told] == [[at + 9.0, None], [None]]
 
 
 async def test_an_apns_id_in_capitals_is_found(tmp_path):
