@@ -94,11 +94,12 @@ async def test_the_trial_and_what_the_other_pages_do_with_it(tmp_path):
             assert (registered["user"], registered["tags"], registered["locale"]) == (
                 "alice", ["network"], "de-CH",
             )  # fmt: skip
-            key, *posts = [each for each in blocks("opmanager.md") if "KEY" in each]
-            for post in [*posts[:5], posts[0]]:  # a clear is the last of the five
+            key, *alarm = [each for each in blocks("opmanager.md") if "KEY" in each]
+            posts, clear, look = alarm[:4], alarm[4], alarm[5:]
+            for post in posts:
                 assert orjson.loads(await terminal.paste(key, post))["status"] == "ok"
-            acknowledged = orjson.loads(await terminal.paste(key, *posts[5:]))
-            assert acknowledged["acknowledged_by"] == "opmanager"
+            assert orjson.loads(await terminal.paste(key, *look))["acknowledged_by"] == "opmanager"
+            assert orjson.loads(await terminal.paste(key, clear))["state"] == "cleared"
             sent = orjson.loads(await terminal.paste(*blocks("http-api.md")[:2]))
             assert sent["count"] == 1
             await terminal.paste(*blocks("console.md"))
