@@ -11,8 +11,7 @@ is described where it is written:
 
     @operation("What became of a batch", scope="notify", answers={200: BatchBody}, refusals=(404,))
     async def show_batch(request: Request) -> Response:
-        principal = await gateway.keys.authenticate(request.scope)
-        principal.require("notify")
+        principal = await permitted(gateway, request, "notify")
         ...
         return json_response(BatchBody(...))
 
@@ -40,7 +39,7 @@ from fastpush.gateway.quotas import Quotas
 from fastpush.gateway.storage import StorageBroken, StorageFull, StorageUnknown
 
 if TYPE_CHECKING:
-    from fastpush.gateway.auth import Authenticator
+    from fastpush.gateway.auth import Authenticator, Principal
     from fastpush.gateway.devices import Devices
     from fastpush.gateway.outbox import Outbox
     from fastpush.gateway.storage import Storage
@@ -55,6 +54,7 @@ __all__ = [
     "decode",
     "json_response",
     "operation",
+    "permitted",
     "problem_of",
     "read_body",
     "retry_after",
@@ -106,6 +106,17 @@ class Gateway:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}>"
+
+
+async def permitted(gateway: Gateway, request: Request, scope: str) -> Principal:
+    """Who asks, with what it takes; the route may still look at the app.
+
+    Raises:
+      Problem: 401, no good key came; 403, it lacks the scope; 429, too many wrong ones came from there.
+    """
+    principal = await gateway.keys.authenticate(request.scope)
+    principal.require(scope)
+    return principal
 
 
 # Bodies, parameters and answers.

@@ -17,6 +17,7 @@ from fastpush.gateway.api import (
     decode,
     json_response,
     operation,
+    permitted,
     read_body,
     whole_number,
 )
@@ -166,8 +167,7 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
         tag="devices",
     )
     async def show_events(request: Request) -> Response:
-        principal = await gateway.keys.authenticate(request.scope)
-        principal.require("devices")
+        principal = await permitted(gateway, request, "devices")
         app = request.query_params.get("app")
         if app is not None or principal.apps is not None:
             app = chosen_app(gateway, principal, app)
@@ -291,8 +291,7 @@ async def _meant(gateway: Gateway, request: Request) -> tuple[Principal, str, st
 
 
 async def _keeper(gateway: Gateway, request: Request) -> tuple[Principal, str]:
-    principal = await gateway.keys.authenticate(request.scope)
-    principal.require("devices")
+    principal = await permitted(gateway, request, "devices")
     return principal, chosen_app(gateway, principal, request.query_params.get("app"))
 
 

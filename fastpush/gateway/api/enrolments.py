@@ -15,6 +15,7 @@ from fastpush.gateway.api import (
     decode,
     json_response,
     operation,
+    permitted,
     read_body,
     whole_number,
 )
@@ -80,8 +81,7 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
                 )
             address = request.client.host if request.client is not None else ""
             return json_response(await gateway.keys.phones.enrol(wanted.code, address=address), 201)
-        principal = await gateway.keys.authenticate(request.scope)
-        principal.require("devices")
+        principal = await permitted(gateway, request, "devices")
         app = chosen_app(gateway, principal, wanted.app)
         enrolled = await gateway.keys.phones.enrol_for(app, wanted.user, wanted.tags, by=principal)
         return json_response(enrolled, 201)
@@ -95,7 +95,7 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
         tag="devices",
     )
     async def revoke_enrolment(request: Request) -> Response:
-        principal = await _keeper(gateway, request)
+        principal = await permitted(gateway, request, "devices")
         await gateway.keys.phones.revoke(request.path_params["id"], apps=principal.apps, by=principal)
         return Response(status_code=204)
 
@@ -118,7 +118,7 @@ def admin_routes(gateway: Gateway) -> list[BaseRoute]:
         tag="devices",
     )
     async def create_code(request: Request) -> Response:
-        principal = await _keeper(gateway, request)
+        principal = await permitted(gateway, request, "devices")
         wanted = decode(await read_body(request.receive, BODY_OCTETS), CodeRequest)
         app = chosen_app(gateway, principal, wanted.app)
         code = await gateway.keys.phones.create_code(
@@ -136,7 +136,7 @@ def admin_routes(gateway: Gateway) -> list[BaseRoute]:
         tag="devices",
     )
     async def list_codes(request: Request) -> Response:
-        principal = await _keeper(gateway, request)
+        principal = await permitted(gateway, request, "devices")
         limit = whole_number(request, "limit", 100, 1, MAX_LIMIT)
         codes = await gateway.keys.phones.codes(request.query_params.get("after", "")[:8], limit)
         shown = tuple(code for code in codes if principal.apps is None or code.app in principal.apps)
@@ -150,7 +150,7 @@ def admin_routes(gateway: Gateway) -> list[BaseRoute]:
         tag="devices",
     )
     async def withdraw_code(request: Request) -> Response:
-        principal = await _keeper(gateway, request)
+        principal = await permitted(gateway, request, "devices")
         await gateway.keys.phones.withdraw_code(
             request.path_params["code_id"], apps=principal.apps, by=principal
         )
@@ -161,12 +161,6 @@ def admin_routes(gateway: Gateway) -> list[BaseRoute]:
         Route("/v1/enrolment-codes", list_codes, methods=["GET"]),
         Route("/v1/enrolment-codes/{code_id}", withdraw_code, methods=["DELETE"]),
     ]
-
-
-async def _keeper(gateway: Gateway, request: Request) -> Principal:
-    principal = await gateway.keys.authenticate(request.scope)
-    principal.require("devices")
-    return principal
 
 
 def chosen_app(gateway: Gateway, principal: Principal, named: str | None) -> str:

@@ -15,6 +15,7 @@ from fastpush.gateway.api import (
     decode,
     json_response,
     operation,
+    permitted,
     read_body,
     whole_number,
 )
@@ -74,7 +75,7 @@ def admin_routes(gateway: Gateway) -> list[BaseRoute]:
         tag="keys",
     )
     async def create_key(request: Request) -> Response:
-        principal = await _admin(gateway, request)
+        principal = await permitted(gateway, request, "admin")
         wanted = decode(await read_body(request.receive), KeyRequest)
         if principal.apps is not None and not principal.apps.issuperset(wanted.apps or ("",)):
             raise Problem(
@@ -99,7 +100,7 @@ def admin_routes(gateway: Gateway) -> list[BaseRoute]:
         tag="keys",
     )
     async def list_keys(request: Request) -> Response:
-        principal = await _admin(gateway, request)
+        principal = await permitted(gateway, request, "admin")
         keys = tuple(record for record in gateway.keys.list() if _within(record, principal))
         return json_response(KeysBody(keys=keys))
 
@@ -112,7 +113,7 @@ def admin_routes(gateway: Gateway) -> list[BaseRoute]:
         tag="keys",
     )
     async def revoke_key(request: Request) -> Response:
-        principal = await _admin(gateway, request)
+        principal = await permitted(gateway, request, "admin")
         key_id = request.path_params["key_id"]
         if not any(record.key_id == key_id and _within(record, principal) for record in gateway.keys.list()):
             raise Problem(404, "no such key", f"There is no key {key_id[:20]!r}.")
@@ -132,7 +133,7 @@ def admin_routes(gateway: Gateway) -> list[BaseRoute]:
         tag="keys",
     )
     async def show_audit(request: Request) -> Response:
-        principal = await _admin(gateway, request)
+        principal = await permitted(gateway, request, "admin")
         if principal.apps is not None:
             raise Problem(403, "not allowed", "The audit log is for keys that are not limited to some apps.")
         after = whole_number(request, "after", 0, 0, 1 << 62)
@@ -146,12 +147,6 @@ def admin_routes(gateway: Gateway) -> list[BaseRoute]:
         Route("/v1/keys/{key_id}", revoke_key, methods=["DELETE"]),
         Route("/v1/audit", show_audit, methods=["GET"]),
     ]
-
-
-async def _admin(gateway: Gateway, request: Request) -> Principal:
-    principal: Principal = await gateway.keys.authenticate(request.scope)
-    principal.require("admin")
-    return principal
 
 
 def _within(record: KeyRecord, principal: Principal) -> bool:

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from fastpush.gateway.api import Gateway, json_response, operation
+from fastpush.gateway.api import Gateway, json_response, operation, permitted
 from fastpush.gateway.notices import CATEGORY, Channel, Shown
 from fastpush.gateway.problems import Problem
 from fastpush.gateway.watchdog.values import Watched
@@ -87,8 +87,7 @@ def admin_routes(gateway: Gateway) -> list[BaseRoute]:
         tag="notices",
     )
     async def send_trial(request: Request) -> Response:
-        principal = await gateway.keys.authenticate(request.scope)
-        principal.require("admin")
+        await permitted(gateway, request, "admin")
         there(gateway)
         trials = [TrialBody(one.channel, one.told, one.detail) for one in await gateway.notices.trial()]
         return json_response(TrialsBody(trials))

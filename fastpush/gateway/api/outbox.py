@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from fastpush.gateway.api import Gateway, decode, json_response, operation, read_body
+from fastpush.gateway.api import Gateway, decode, json_response, operation, permitted, read_body
 from fastpush.gateway.control import is_trusted
 from fastpush.gateway.outbox import Waiting
 from fastpush.gateway.problems import Problem
@@ -57,7 +57,7 @@ def admin_routes(gateway: Gateway) -> list[BaseRoute]:
 
     @operation("What waits, by app", scope="admin", answers={200: OutboxBody}, tag="outbox")
     async def show_outbox(request: Request) -> Response:
-        (await gateway.keys.authenticate(request.scope)).require("admin")
+        await permitted(gateway, request, "admin")
         figures = gateway.storage.statistics()
         apps = [_app(name, waiting) for name, waiting in sorted(gateway.outbox.waiting().items())]
         return json_response(OutboxBody(apps=apps, disk_full=figures.full, file_octets=figures.file_octets))
@@ -104,8 +104,7 @@ def admin_routes(gateway: Gateway) -> list[BaseRoute]:
         tag="outbox",
     )
     async def back_up(request: Request) -> Response:
-        principal = await gateway.keys.authenticate(request.scope)
-        principal.require("admin")
+        principal = await permitted(gateway, request, "admin")
         if not is_trusted(request.scope):
             raise Problem(403, "control socket only", "A backup is made by `fastpush backup`.")
         wanted = decode(await read_body(request.receive), BackupRequest)

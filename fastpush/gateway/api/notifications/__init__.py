@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from fastpush.gateway.api import Gateway, HotRoute, json_response, operation
+from fastpush.gateway.api import Gateway, HotRoute, json_response, operation, permitted
 from fastpush.gateway.api.notifications import answers
 from fastpush.gateway.api.notifications.intake import PATH, Intake
 from fastpush.gateway.problems import Problem
@@ -29,8 +29,7 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
         tag="notifications",
     )
     async def show_notification(request: Request) -> Response:
-        principal = await gateway.keys.authenticate(request.scope)
-        principal.require("notify")
+        principal = await permitted(gateway, request, "notify")
         digits = request.path_params["apns_id"].replace("-", "")
         if not re.fullmatch(r"[0-9A-Fa-f]{32}", digits):
             raise Problem(400, detail="The apns-id is no UUID.", field="apns_id")
@@ -48,8 +47,7 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
         tag="notifications",
     )
     async def show_batch(request: Request) -> Response:
-        principal = await gateway.keys.authenticate(request.scope)
-        principal.require("notify")
+        principal = await permitted(gateway, request, "notify")
         digits = request.path_params["batch"]
         if not re.fullmatch(r"[0-9]{1,19}", digits) or int(digits) >= 1 << 63:
             raise Problem(400, detail="The batch is no number of at most 63 bits.", field="batch")
