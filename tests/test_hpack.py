@@ -9,15 +9,12 @@ import subprocess
 import sys
 import time
 import tracemalloc
-from pathlib import Path
 
 import pytest
 from hpack.huffman import HuffmanEncoder
 from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
 
 from fastpush.http2._hpack import Decoder, Encoder, HeaderListOverflow, HpackError, Indexing
-
-ALLOWLIST = Path(__file__).parent / "stubtest-allowlist.txt"
 
 
 def octets(text: str) -> bytes:
@@ -716,15 +713,6 @@ def test_a_million_blocks_do_not_grow_the_process():
     megabytes, generation = done.stdout.split()
     assert float(megabytes) < 0.5
     assert int(generation) > 500_000
-
-
-def test_the_stub_says_what_the_module_has():
-    """mypy's stubtest, on `_hpack.pyi`."""
-    command = [sys.executable, "-m", "mypy.stubtest", "fastpush.http2._hpack"]
-    done = subprocess.run(
-        [*command, "--allowlist", str(ALLOWLIST), "--ignore-unused-allowlist"], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_c_1_integers_in_a_prefix_of_five_bits():

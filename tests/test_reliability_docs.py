@@ -1,6 +1,7 @@
 """docs/reliability.md names tests: they must be there, and those that bear an id must be named."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ TESTS = {path.name: path for path in (ROOT / "tests").rglob("test_*.py")}
 FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
 
 
+@functools.cache
 def functions(name):
     """The docstrings of a file's functions."""
     tree = ast.parse(TESTS[name].read_text())
