@@ -11,8 +11,8 @@ from markupsafe import Markup, escape
 
 __all__ = ["Line", "chart", "scale", "shown"]
 
-WIDTH, HEIGHT = 480, 150
-LEFT, RIGHT, TOP, BOTTOM = 52, 8, 10, 22
+WIDTH, HEIGHT = 360, 140
+LEFT, RIGHT, TOP, BOTTOM = 54, 8, 10, 24
 
 Point = tuple[float, float | None]
 """UNIX seconds and a value; None where nothing is known."""

@@ -15,7 +15,7 @@ from starlette.routing import BaseRoute
 from fastpush.gateway.console import fanouts
 from fastpush.gateway.console.fanouts import Trail
 from fastpush.gateway.console.pages import Console, Visit, page_route, row_number
-from fastpush.gateway.outbox import batch_of
+from fastpush.gateway.outbox import apns_id_base, batch_of
 from fastpush.gateway.phone import card
 from fastpush.gateway.problems import Problem
 
@@ -163,6 +163,8 @@ async def batch(visit: Visit) -> Response:
         digits=digits,
         wrong=wrong,
         among=among,
+        # The first 72 of the 74 bits that the apns-ids of a batch share; own ids of a sender begin otherwise.
+        prefix=apns_id_base(record.batch, 0).to_bytes(16, "big").hex()[:18],
         earlier=await earlier_of(visit, record, alarm),
     )
 
