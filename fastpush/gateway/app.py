@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 from time import perf_counter
 from types import ModuleType
@@ -76,7 +76,7 @@ def ingest_app(gateway: Gateway) -> Application:
 def admin_app(gateway: Gateway) -> Application:
     """What the admin listener and the control socket reach."""
     routes, hot = routes_of(gateway, ADMIN, "admin_routes")
-    return Application(gateway, [*routes, openapi.route(INGEST, ADMIN)], hot)
+    return Application(gateway, [*routes, openapi.route(INGEST, ADMIN)], hot, console.problem_page)
 
 
 def routes_of(
@@ -111,9 +111,20 @@ def body_rule(scope: Scope) -> BodyRule:
 
 @final
 class Application:
-    """An ASGI application over a list of routes."""
+    """An ASGI application over a list of routes.
 
-    def __init__(self, gateway: Gateway, routes: Sequence[BaseRoute], hot: Sequence[HotRoute]) -> None:
+    Args:
+      page: draws a problem for a browser, where people come; all others get JSON.
+    """
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        routes: Sequence[BaseRoute],
+        hot: Sequence[HotRoute],
+        page: Callable[[Problem], ASGI] | None = None,
+    ) -> None:
+        self._page = page
         self._answers = gateway.counters.answers
         self._seconds = gateway.counters.answer_seconds
         self._routes = routes
@@ -159,7 +170,10 @@ class Application:
                 problem = Problem(500, detail=f"The gateway failed. Its log has more under request {number}.")
             if status:  # it is too late for another answer: let the server break this one off
                 raise
-            await write(problem, answer)
+            if self._page is not None and _is_browser(scope):
+                await self._page(problem)(scope, receive, answer)
+            else:
+                await write(problem, answer)
         finally:
             if status:
                 self._answers[label, status] += 1
@@ -195,6 +209,10 @@ async def write(problem: Problem, send: Send) -> None:
     headers += [(name.lower().encode(), value.encode("latin-1")) for name, value in problem.headers.items()]
     await send({"type": "http.response.start", "status": problem.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def _is_browser(scope: Scope) -> bool:
+    return any(name == b"accept" and b"text/html" in value for name, value in scope["headers"])
 
 
 def _told(scope: Scope) -> tuple[str, bool]:

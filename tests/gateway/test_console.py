@@ -549,6 +549,26 @@ async def test_what_is_not_there_is_said_in_a_page(house):
         assert "no such" in answer.text.lower()
 
 
+async def test_an_address_that_is_none_is_a_page_for_people_and_json_for_programs(house):
+    async with httpx.AsyncClient(base_url=house.console) as stranger:
+        answer = await stranger.get("/nowhere/<b>", headers={"Accept": "text/html,*/*;q=0.8"})
+        assert answer.status_code == 404
+        assert answer.headers["content-type"] == "text/html; charset=utf-8"
+        assert "script-src 'self'" in answer.headers["content-security-policy"]
+        assert "There is no such path." in answer.text
+        assert "<b>" not in answer.text
+        answer = await stranger.delete("/login", headers={"Accept": "text/html"})
+        assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD, POST")
+        answer = await stranger.get("/nowhere")
+        assert answer.headers["content-type"] == "application/problem+json"
+        answer = await stranger.get("/v1/keys", headers={"Accept": "text/html"})
+        assert answer.status_code == 401
+        assert "www-authenticate" in answer.headers
+    async with httpx.AsyncClient(base_url=house.ingest) as sender:
+        answer = await sender.get("/nowhere", headers={"Accept": "text/html"})
+        assert answer.headers["content-type"] == "application/problem+json", "no people come here"
+
+
 async def test_static_files_are_addressed_by_their_content(house):
     client = await house.browser()
     page = (await client.get("/")).text

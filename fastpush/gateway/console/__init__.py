@@ -22,12 +22,12 @@ from fastpush.gateway.console import (
     webhooks,
 )
 from fastpush.gateway.console.access import access_routes
-from fastpush.gateway.console.pages import Console, static_routes
+from fastpush.gateway.console.pages import Console, problem_page, static_routes
 
 if TYPE_CHECKING:
     from fastpush.gateway.api import Gateway
 
-__all__ = ["Console", "admin_routes"]
+__all__ = ["Console", "admin_routes", "problem_page"]
 
 PAGES = (overview, alarms, notifications, fanouts, webhooks, devices, credentials, failures, live)
 

@@ -30,7 +30,7 @@ from fastpush.gateway.problems import Problem
 if TYPE_CHECKING:
     from fastpush.gateway.api import Gateway
 
-__all__ = ["HEADERS", "Console", "Visit", "page_route", "static_routes"]
+__all__ = ["HEADERS", "Console", "Visit", "page_route", "problem_page", "static_routes"]
 
 HEADERS = {
     "Content-Security-Policy": (
@@ -127,6 +127,12 @@ class Visit:
         if said:
             path += f"{'&' if '?' in path else '?'}said={self.console.sessions.say(self.session, said)}"
         return RedirectResponse(path, 303, HEADERS)
+
+
+def problem_page(problem: Problem) -> Response:
+    """A refusal for a browser that is not in one of our pages: an address that is none, or a failure."""
+    text = templates().get_template("outside.html").render(problem=problem)
+    return Response(text, problem.status, HEADERS | problem.headers, "text/html; charset=utf-8")
 
 
 def page_route(console: Console, path: str, handler: Handler, *methods: str) -> BaseRoute:
