@@ -799,6 +799,14 @@ def test_a_chart_says_in_words_what_it_shows():
     assert "<b>" not in empty.replace("<b>unknown</b>", "")
 
 
+def test_the_last_time_of_an_axis_stays_within_the_chart():
+    at = datetime(2026, 11, 23, tzinfo=UTC).timestamp()
+    drawn = chart("x", [Line("a", [])], unit="", begin=at - 86_400 + 600, end=at + 600)
+    last = re.findall(r'<text class="([^"]*)" x="([^"]*)" [^>]*data-time', drawn)[-1]
+    assert last == ("x last", "360")
+    assert "x last" not in chart("x", [Line("a", [])], unit="", begin=at - 86_400, end=at + 7_200)
+
+
 def test_a_line_is_broken_where_nothing_is_known():
     drawn = chart("x", [Line("a", [(0, 1.0), (10, None), (20, 1.0)])], unit="", begin=0, end=3600)
     assert len(re.findall("M", re.search(r'class="line a" d="([^"]*)"', drawn)[1])) == 2

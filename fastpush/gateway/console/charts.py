@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 __all__ = ["Line", "chart", "scale", "shown"]
 
 WIDTH, HEIGHT = 360, 140
+HALF_LABEL = 30  # of a time such as 12:30 AM
 LEFT, RIGHT, TOP, BOTTOM = 54, 8, 10, 24
 
 Point = tuple[float, float | None]
@@ -115,9 +116,11 @@ def _times(begin: float, end: float) -> Markup:
     at = float(first)
     while at <= end:
         moment = datetime.fromtimestamp(at, UTC)
+        x = round(_x(at, begin, end), 1)
+        kind = "x last" if x > WIDTH - HALF_LABEL else "x"
         marks.append(
-            Markup('<text class="x" x="{}" y="{}" data-time="{}">{}</text>').format(
-                round(_x(at, begin, end), 1), HEIGHT - 6, moment.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            Markup('<text class="{}" x="{}" y="{}" data-time="{}">{}</text>').format(
+                kind, x if kind == "x" else WIDTH, HEIGHT - 6, moment.strftime("%Y-%m-%dT%H:%M:%SZ"),
                 moment.strftime("%H:%M"),
             )
         )  # fmt: skip

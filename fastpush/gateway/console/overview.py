@@ -111,7 +111,7 @@ def charts(samples: list[Sample], ring: Ring, now: float) -> list[Markup]:
         drawn("Waiting", "", line("notifications", "waiting")),
         drawn("Age of the oldest", "s", line("age", "oldest")),
         drawn("Streams", "", line("in use", "in_flight"), line("allowed", "streams", "c")),
-        drawn("Time stalled on streams or window", "%", line("stalled", "stalled", "a", 100.0)),
+        drawn("Stalled on streams or window", "%", line("stalled", "stalled", "a", 100.0)),
         drawn("Requests taken in", "/s", line("requests", "requests")),
         drawn("Disk commit and event loop", "ms", line("commit, 99 %", "commit_p99", "a", 1e3),
               line("loop late by", "lag", "b", 1e3)),
