@@ -155,16 +155,16 @@ def str_of(octets):
 
 
 @asynccontextmanager
-async def open_house(path, apps, *, credentials, standbys=None, devices=None, **options):
+async def open_house(path, apps, *, credentials, standbys=None, devices=None, clock=time.time, **options):
     """Everything below ingest, with these settings of apps and their credentials by name."""
     async with AsyncExitStack() as stack:
         storage = await stack.enter_async_context(open_storage(path, LIMITS))
         nursery = await stack.enter_async_context(trio.open_nursery())
-        outbox = await open_outbox(storage)
+        outbox = await open_outbox(storage, clock=clock)
         await nursery.start(outbox.run)
         opened = await nursery.start(Apps(apps, credentials=credentials, standbys=standbys).run)
         registry = devices or Registry()
-        dispatcher = Dispatcher(outbox, registry, opened, **options)
+        dispatcher = Dispatcher(outbox, registry, opened, clock=clock, **options)
         house = House(storage, outbox, registry, opened, dispatcher)
         await nursery.start(dispatcher.run)
         yield house

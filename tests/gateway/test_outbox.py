@@ -551,6 +551,22 @@ async def test_what_comes_at_once_is_limited_together(life, own, fanout):
         assert (len(taken), len(refused)) == (10, 22)
 
 
+async def test_as_many_retries_are_claimed_as_are_asked_for(life):
+    """Those that were tried before come first, and never take the place of others beyond that."""
+    async with life as outbox:
+        await outbox.accept(APP, entries(4))
+        claims = await outbox.claim(APP, 4)
+        await outbox.settle(
+            [], [Retry(one.batch, one.index, life.clock() + 1, 1, life.clock()) for one in claims]
+        )
+        await outbox.accept(APP, entries(4))
+        life.clock.now += 2
+        for retries, found in ((0, [0]), (1, [1, 0]), (2, [1, 1, 0]), (9, [1, 0])):
+            claims = await outbox.claim(APP, len(found), high=False, retries=retries)
+            assert [claim.attempts for claim in claims] == found
+        assert await outbox.claim(APP, 9) == []
+
+
 async def test_fan_outs_have_a_limit(life):
     life.settings["limits"] = OutboxLimits(fanouts=10, pending_after=60.0)
     async with life as outbox:

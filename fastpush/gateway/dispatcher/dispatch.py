@@ -36,6 +36,9 @@ PROBED_AT_ONCE = (
     200  # while the device tokens look wrong as a whole; as many answers as the registry's breaker looks at
 )
 PROBE_EVERY = 60.0
+# Of an app's slots retries may hold so much. They are the first to be claimed, and may be those that APNs is
+# slow to answer: without a bound a storm of them would hold every slot, and all new pushes behind it.
+RETRIES_SHARE, HIGH_RETRIES_SHARE = 0.25, 0.5
 MOST_ENVIRONMENTS = 100_000  # device tokens whose environment is remembered here
 SUPERSEDED = "Superseded"
 
@@ -69,6 +72,7 @@ class Dispatch:
         self._surveying = False
         self._probed_at = float("-inf")
         self._environments: dict[str, Environment] = {}
+        self._retrying = 0  # claims that were tried before
         self._elsewhere: dict[int, Environment] = {}  # where a claim was tried first, by its id()
         self._outlets: dict[tuple[Environment, str], Outlet] = {}
         self._flows = {high: dispatcher.slots.flow(self.share, high=high) for high in (True, False)}
@@ -101,7 +105,8 @@ class Dispatch:
             work = self.work
             claims: list[Claimed] = []
             try:
-                claims = await outbox.claim(name, granted, high=high)
+                claims = await outbox.claim(name, granted, high=high, retries=self._retries_left(high))
+                self._retrying += _retries_among(claims)
             except (StorageFull, StorageUnknown) as error:
                 logger.warning("claims wait for the disk", app=name, error=str(error))
                 await trio.sleep(REPEAT_AFTER)
@@ -113,6 +118,11 @@ class Dispatch:
             else:
                 self._catching_up.discard(high)
                 await work.wait()
+
+    def _retries_left(self, high: bool) -> int:
+        """How many retries may be claimed now; of high priority also while the others have all of theirs."""
+        share = HIGH_RETRIES_SHARE if high else RETRIES_SHARE
+        return max(0, max(1, int(share * self.share.most)) - self._retrying)
 
     async def may_send(self) -> int:
         """Wait until normal priority may go out; returns how many at most."""
@@ -315,9 +325,15 @@ class Dispatch:
         if self._elsewhere:
             for claim in (*claims, *parked):
                 self._elsewhere.pop(id(claim), None)
-        self.dispatcher.settler.add(
-            self.app.name, ends, claims, retries, parked, lambda: self._flows[False].release(count)
-        )
+        retried = _retries_among(claims) + _retries_among(parked)
+
+        def written() -> None:
+            self._flows[False].release(count)
+            if retried:
+                self._retrying -= retried
+                self.wake()  # others may have waited for their share
+
+        self.dispatcher.settler.add(self.app.name, ends, claims, retries, parked, written)
 
     def count(self, ends: Sequence[End], retries: Sequence[Retry], accepted: int = 0) -> None:
         """Count them for the metrics."""
@@ -437,6 +453,10 @@ def end_of(claim: Claimed, outcome: Outcome, now: float, reason: str = "", statu
         claim.batch, claim.index, outcome, now, status, reason, claim.attempts + (status != 0),
         claim.entry.device_token if claim.index < 0 else None,
     )  # fmt: skip
+
+
+def _retries_among(claims: Sequence[Claimed]) -> int:
+    return sum([claim.attempts > 0 or claim.index < 0 for claim in claims])
 
 
 def _again(claim: Claimed, now: float) -> Retry:

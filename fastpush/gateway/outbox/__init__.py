@@ -480,10 +480,13 @@ class Outbox(Protocol):
     async def finish_stream(self, stream: int, answer: bytes) -> None:
         """Keep the answer for a repetition."""
 
-    async def claim(self, app: str, limit: int, *, high: bool | None = None) -> list[Claimed]:
+    async def claim(
+        self, app: str, limit: int, *, high: bool | None = None, retries: int | None = None
+    ) -> list[Claimed]:
         """Take at most `limit` notifications that nobody else has, high priority first; none while paused.
 
-        `high` restricts it to those of high priority, or to the others. Those with `delivery="once"` are
+        `high` restricts it to those of high priority, or to the others; at most `retries` of them were parked
+        before, and these come first. Those with `delivery="once"` are
         marked on disk before this returns.
         """
 

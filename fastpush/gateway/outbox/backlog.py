@@ -113,12 +113,17 @@ class Backlog:
 
     # What is claimed next.
 
-    async def take(self, lane: Lane, limit: int, claims: list[Claimed]) -> None:
-        """Fill up to `limit` claims: retries that are due, then what has waited longest."""
-        if not lane.due and lane.next_due <= self._clock() * 1_000 and len(claims) < limit:
+    async def take(self, lane: Lane, limit: int, claims: list[Claimed], most_retries: int) -> int:
+        """Fill up to `limit` claims: retries that are due, then what has waited longest.
+
+        Returns how many of those taken are retries.
+        """
+        most_retries, retries = min(most_retries, limit - len(claims)), 0
+        if not lane.due and lane.next_due <= self._clock() * 1_000 and most_retries > 0:
             await self._read_due(lane)
-        while lane.due and len(claims) < limit:
+        while lane.due and retries < most_retries:
             claims.append(lane.due.popleft())
+            retries += 1
         while len(claims) < limit:
             if lane.ready:
                 claims += self._memory.take_ready(lane, limit - len(claims))
@@ -126,6 +131,7 @@ class Backlog:
                 await self._read_lane(lane)
             else:
                 break
+        return retries
 
     # Reading.
 

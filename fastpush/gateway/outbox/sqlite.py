@@ -396,16 +396,19 @@ class SqliteOutbox:
 
     # Claiming.
 
-    async def claim(self, app: str, limit: int, *, high: bool | None = None) -> list[Claimed]:
+    async def claim(
+        self, app: str, limit: int, *, high: bool | None = None, retries: int | None = None
+    ) -> list[Claimed]:
         await trio.lowlevel.checkpoint()
         owner = self._memory.apps.get(app)
         claims: list[Claimed] = []
         if owner is None or owner.paused:
             return claims
+        left = limit if retries is None else retries
         try:
             for lane in owner.lanes:
                 if high is None or high is (lane is owner.high):
-                    await self._backlog.take(lane, limit, claims)
+                    left -= await self._backlog.take(lane, limit, claims, left)
             await self._mark_sending([claim for claim in claims if claim.entry.delivery == "once"])
         except BaseException:
             self._memory.put_back(claims)
