@@ -21,7 +21,6 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeAlias
 
 import trio
 
@@ -30,9 +29,9 @@ from fastpush._connection import Collector, Push
 from fastpush.apart import Apart
 from fastpush.connection import Connection
 from fastpush.credentials import Credential, ProviderCertificate, SigningKey
+from fastpush.ending import Endings, NoVerdict
 from fastpush.errors import (
     CredentialRefused,
-    Expired,
     FastpushError,
     InvalidNotification,
     NotSent,
@@ -47,9 +46,8 @@ from fastpush.events import (
     Draining,
     Lost,
 )
-from fastpush.http2 import GoawayReceived, LocalProtocolError, StreamEnded
+from fastpush.http2 import GoawayReceived, StreamEnded
 from fastpush.notification import (
-    Response,
     parse_error_body,
     topic_for,
     unregistered_at,
@@ -72,15 +70,6 @@ MOST_APART = 8_192  # pushes kept aside (device tokens to wait, or lately reject
 RESERVE = 64  # pushes queued beyond the room there is, so that answers are followed by requests at once
 
 
-_Kind: TypeAlias = type[NotSent] | type[OutcomeUnknown] | type[CredentialRefused] | type[Expired]
-_OUTCOMES: dict[_Kind, str] = {
-    NotSent: "not_sent",
-    CredentialRefused: "not_sent",
-    Expired: "expired",
-    OutcomeUnknown: "unknown",
-}
-
-
 @dataclass(slots=True)
 class _Lane:
     name: str
@@ -98,7 +87,7 @@ class _Lane:
 class _Stop:
     """Why nothing goes out: the error that each push gets, and whether a push may try it out."""
 
-    error: _Kind
+    error: NoVerdict
     reason: str
 
 
@@ -160,7 +149,8 @@ class Pool:
         self._stalled_on = "streams"
         self._stalled = {"streams": 0.0, "window": 0.0}
         self._stalled_at_growth = 0.0
-        self._counts = dict.fromkeys(("rejected", "unknown", "not_sent", "expired", "resent"), 0)
+        self._endings = Endings()
+        self._resent = 0
         self._accepted_before = 0  # by connections that are gone
 
     # Taking pushes.
@@ -255,7 +245,7 @@ class Pool:
     def _may_queue(self, push: Push) -> bool:
         stop = self._stop
         if self._closed:
-            self._end_without_verdict(push, NotSent, "the client is closed")
+            self._endings.without_verdict(push, NotSent, "the client is closed")
         elif stop is None:
             return True
         elif trio.current_time() >= self._probe_at:
@@ -263,7 +253,7 @@ class Pool:
             self._changed.set()
             return True
         else:
-            self._end_without_verdict(push, stop.error, stop.reason)
+            self._endings.without_verdict(push, stop.error, stop.reason)
         return False
 
     # Sending them.
@@ -311,7 +301,7 @@ class Pool:
         for connection in used:
             connection.flush()
         for push, error in failed:
-            self._end_failed(push, error)
+            self._endings.failed(push, error)
         for push in set_aside:
             self._set_aside(push, now)
         if queue:
@@ -335,7 +325,7 @@ class Pool:
         for lane in self._lanes:
             for push in lane.queue:
                 if not push.ended and 0 < (push.notification.expiration or 0) < wall_now:
-                    self._end_failed(push, None)  # and it is skipped where it stands
+                    self._endings.expired(push)  # and it is skipped where it stands
 
     def _set_aside(self, push: Push, now: float) -> None:
         token = push.notification.device_token
@@ -410,21 +400,15 @@ class Pool:
             once=push.notification.expiration == 0,
         )
         if decision.action is Action.ANSWER:
-            response = Response(
-                push.notification,
-                "rejected",
-                status=ended.status,
-                reason=reason,
-                apns_id=push.apns_id.decode(),
-                apns_unique_id=_text(ended.field(b"apns-unique-id")),
+            response = self._endings.rejected(
+                push,
+                ended,
+                reason,
                 unregistered_at=unregistered_at(timestamp),
                 retryable=rule.retryable,
                 retry_after=retry_after,
-                attempts=push.attempts,
-                elapsed=now - push.began_at,
+                now=now,
             )
-            self._counts["rejected"] += 1
-            push.end(response)
             if ended.status == 410 or rule.suspect:
                 self._announce(DeviceTokenDead(response))
             if clock or rule.refuses:
@@ -466,7 +450,7 @@ class Pool:
             error = OutcomeUnknown if processed is None else NotSent
             if processed is False:
                 push.attempts -= 1
-            self._end_without_verdict(push, error, reason)
+            self._endings.without_verdict(push, error, reason)
         else:
             push.doubtful = push.doubtful or processed is None
             self._send_again(connection, push, decision, now, device=False)
@@ -478,12 +462,12 @@ class Pool:
         if decision.action is Action.AGAIN:
             push.attempts -= 1
         if self._stop is not None and connection.state != "open":
-            self._end_without_verdict(push, self._stop.error, self._stop.reason)
+            self._endings.without_verdict(push, self._stop.error, self._stop.reason)
             return
         if decision.action is Action.AGAIN:
             lane.again.append(push)
             return
-        self._counts["resent"] += 1
+        self._resent += 1
         if decision.action is Action.RENEW:
             push.renewed = True
             lane.again.append(push)
@@ -582,48 +566,15 @@ class Pool:
             logger.info("%s is accepted again", self.credential.identity)
             self._changed.set()
 
-    def _end_all_queued(self, error: _Kind, reason: str) -> None:
+    def _end_all_queued(self, error: NoVerdict, reason: str) -> None:
         for lane in self._lanes:
             for push in [*lane.again, *lane.queue]:
-                self._end_without_verdict(push, error, reason)
+                self._endings.without_verdict(push, error, reason)
             lane.again.clear()
             lane.queue.clear()
         for push in self._apart:
-            self._end_without_verdict(push, error, reason)
+            self._endings.without_verdict(push, error, reason)
         self._apart.clear()
-
-    def _end_failed(self, push: Push, error: Exception | None) -> None:
-        if error is None:
-            self._end_without_verdict(push, Expired, "its expiration passed before it could be sent")
-        elif isinstance(error, LocalProtocolError):
-            self._end_without_verdict(push, NotSent, str(error))
-        else:
-            assert isinstance(error, FastpushError)  # of _full_topic
-            self._counts["not_sent"] += 1
-            push.end(self._response_without_verdict(push, "not_sent", error), error)
-
-    def _end_without_verdict(self, push: Push, kind: _Kind, reason: str) -> None:
-        if push.ended:
-            return
-        if push.doubtful and kind is not CredentialRefused:
-            kind = OutcomeUnknown  # an earlier attempt was lost, and may have been processed
-        error = kind(reason, apns_id=push.apns_id.decode(), attempts=push.attempts)
-        if push.doubtful:
-            error.processed = None
-        outcome = "unknown" if push.doubtful else _OUTCOMES[kind]
-        self._counts[outcome] += 1
-        push.end(self._response_without_verdict(push, outcome, error), error)
-
-    def _response_without_verdict(self, push: Push, outcome: str, error: FastpushError) -> Response:
-        return Response(
-            push.notification,
-            outcome,
-            apns_id=push.apns_id.decode(),
-            retryable=outcome == "not_sent" and isinstance(error, NotSent | CredentialRefused),
-            error=error,
-            attempts=push.attempts,
-            elapsed=trio.current_time() - push.began_at,
-        )
 
     def _put_off(self, push: Push, due: float) -> None:
         if self._apart.put_off(push, due):
@@ -911,7 +862,8 @@ class Pool:
             retry_budget=self._budget.left(trio.current_time()),
             stopped=None if self._stop is None else self._stop.reason,
             connections=tuple(connection.statistics() for connection in connections),
-            **self._counts,
+            resent=self._resent,
+            **self._endings.counts,
         )
 
 
@@ -943,10 +895,6 @@ def _full_topic(credential: Credential, usual: str | None, topic: str | None, pu
     full = topic_for(topic, push_type)
     credential.check_topic(full)
     return full
-
-
-def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode("latin-1")
 
 
 def _seconds(value: bytes | None) -> float | None:

@@ -39,7 +39,7 @@ FLOORS = [
     ["pool"],
     ["proof"],
     ["connection"],
-    ["apart"],
+    ["apart", "ending"],
     ["_connection"],
     ["transport", "http2", "credentials", "retry", "events"],
     ["notification"],
