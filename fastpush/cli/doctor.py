@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from fastpush.cli.destination import Destination, destination_options
 from fastpush.cli.running import run, write_json
 from fastpush.credentials import normal_environment
 
@@ -28,43 +29,13 @@ _WIDTH = 80
 
 @click.command()
 @click.option("--config", type=_FILE, envvar="FASTPUSH_CONFIG", help="The gateway's configuration.")
-@click.option("--key", type=_FILE, help="Signing key instead, a .p8 file.")
-@click.option("--key-id", help="Its id, where the file's name does not have it.")
-@click.option("--team-id", help="The team that the key belongs to.")
-@click.option("--certificate", type=_FILE, help="Or a provider certificate: .p12, or PEM.")
-@click.option("--certificate-key", type=_FILE, help="Its private key, if that is in a file of its own.")
-@click.option(
-    "--password-file", type=_FILE, help="File with the certificate's password; or set FASTPUSH_PASSWORD."
-)
-@click.option("--topic", help="The app's bundle id.")
-@click.option(
-    "--environment",
-    type=click.Choice(["production", "development", "sandbox"]),
-    default="production",
-    show_default=True,
-    help="Development is for apps run from Xcode.",
-)
-@click.option("--host", help="Another host than APNs.")
-@click.option("--port", type=click.IntRange(1, 65_535), help="Another port than 443.")
-@click.option("--ca-file", type=_FILE, help="Trust these authorities only (PEM).")
-@click.option("--proxy", help="http://… or socks5://… to go through.")
+@destination_options(from_environment=False)
 @click.option("--ingest-name", help="The host name by which OpManager knows the gateway.")
 @click.option("--ingest-ca-file", type=_FILE, help="The authorities that OpManager trusts (PEM).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def doctor(
     config: Path | None,
-    key: Path | None,
-    key_id: str | None,
-    team_id: str | None,
-    certificate: Path | None,
-    certificate_key: Path | None,
-    password_file: Path | None,
-    topic: str | None,
-    environment: str,
-    host: str | None,
-    port: int | None,
-    ca_file: Path | None,
-    proxy: str | None,
+    destination: Destination,
     ingest_name: str | None,
     ingest_ca_file: Path | None,
     as_json: bool,
@@ -76,7 +47,7 @@ def doctor(
     """
     from fastpush.gateway import doctor as checks  # with all of the gateway
 
-    if (config is not None) + (key is not None) + (certificate is not None) != 1:
+    if (config is not None) + (destination.key is not None) + (destination.certificate is not None) != 1:
         raise click.UsageError("Give --config, or --key with --team-id, or --certificate.")
 
     async def main() -> int:
@@ -85,21 +56,21 @@ def doctor(
         else:
             found = checks.examine(
                 checks.Target(
-                    topic=topic,
+                    topic=destination.topic,
                     environment="development"
-                    if normal_environment(environment) != "production"
+                    if normal_environment(destination.environment) != "production"
                     else "production",
-                    key_file=key,
-                    key_id=key_id,
-                    team_id=team_id,
-                    certificate_file=certificate,
-                    private_key_file=certificate_key,
-                    password_file=password_file,
+                    key_file=destination.key,
+                    key_id=destination.key_id,
+                    team_id=destination.team_id,
+                    certificate_file=destination.certificate,
+                    private_key_file=destination.certificate_key,
+                    password_file=destination.password_file,
                     password=os.environ.get("FASTPUSH_PASSWORD"),
-                    host=host,
-                    port=port,
-                    ca_file=ca_file,
-                    proxy=proxy,
+                    host=destination.host,
+                    port=destination.port,
+                    ca_file=destination.ca_file,
+                    proxy=destination.proxy,
                 )
             )
         return await show(found, as_json=as_json)

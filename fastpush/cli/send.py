@@ -16,6 +16,7 @@ import trio
 
 from fastpush._begun_as_command import INTERRUPTED
 from fastpush.cli.account import Account, Results, open_meter, reason_of
+from fastpush.cli.destination import Destination, destination_options
 from fastpush.cli.lines import Source
 from fastpush.cli.running import Failure, Misuse, on_interrupt, run, write_json, write_note
 from fastpush.client import Client, open_client
@@ -49,12 +50,7 @@ class Options(NamedTuple):
     """What the run needs beside the notifications."""
 
     credential: Credential
-    topic: str | None
-    environment: str
-    host: str | None
-    port: int | None
-    ca_file: Path | None
-    proxy: str | None
+    destination: Destination
     max_connections: int
     connect_within: float
     as_json: bool
@@ -66,40 +62,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 
 @click.command(no_args_is_help=True)
 @click.argument("device_tokens", nargs=-1, metavar="[DEVICE_TOKEN]...")
-@click.option("--key", type=_FILE, envvar="FASTPUSH_KEY", help="Signing key, a .p8 file.")
-@click.option("--key-id", envvar="FASTPUSH_KEY_ID", help="Its id, where the file's name does not have it.")
-@click.option("--team-id", envvar="FASTPUSH_TEAM_ID", help="The team that the key belongs to.")
-@click.option(
-    "--certificate",
-    type=_FILE,
-    envvar="FASTPUSH_CERTIFICATE",
-    help="Provider certificate instead of a key: .p12, or PEM.",
-)
-@click.option(
-    "--certificate-key",
-    type=_FILE,
-    envvar="FASTPUSH_CERTIFICATE_KEY",
-    help="Its private key, where that is in a file of its own.",
-)
-@click.option(
-    "--password-file",
-    type=_FILE,
-    envvar="FASTPUSH_PASSWORD_FILE",
-    help="File with the certificate's password; or set FASTPUSH_PASSWORD.",
-)
-@click.option("--topic", envvar="FASTPUSH_TOPIC", help="The app's bundle id.")
-@click.option(
-    "--environment",
-    type=click.Choice(["production", "development", "sandbox"]),
-    default="production",
-    envvar="FASTPUSH_ENVIRONMENT",
-    show_default=True,
-    help="Development is for apps run from Xcode.",
-)
-@click.option("--host", envvar="FASTPUSH_HOST", help="Another host than APNs.")
-@click.option("--port", type=click.IntRange(1, 65_535), envvar="FASTPUSH_PORT", help="Another port than 443.")
-@click.option("--ca-file", type=_FILE, envvar="FASTPUSH_CA_FILE", help="Trust these authorities only (PEM).")
-@click.option("--proxy", envvar="FASTPUSH_PROXY", help="http://… or socks5://… to go through.")
+@destination_options(from_environment=True)
 @click.option(
     "--max-connections",
     type=click.IntRange(1, 64),
@@ -138,18 +101,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 def send(
     device_tokens: tuple[str, ...],
-    key: Path | None,
-    key_id: str | None,
-    team_id: str | None,
-    certificate: Path | None,
-    certificate_key: Path | None,
-    password_file: Path | None,
-    topic: str | None,
-    environment: str,
-    host: str | None,
-    port: int | None,
-    ca_file: Path | None,
-    proxy: str | None,
+    destination: Destination,
     max_connections: int,
     connect_within: float,
     source: BinaryIO | None,
@@ -172,39 +124,32 @@ def send(
         )
     if source is None and not device_tokens:
         raise click.UsageError("Give at least one device token, or --from FILE.")
-    credential = load_credential(key, key_id, team_id, certificate, certificate_key, password_file)
-    if source is None and topic is None and getattr(credential, "default_topic", None) is None:
+    credential = load_credential(destination)
+    if source is None and destination.topic is None and getattr(credential, "default_topic", None) is None:
         raise click.UsageError("Give --topic, the app's bundle id.")
     notifications = list(compose(device_tokens, content)) if source is None else source
-    options = Options(
-        credential, topic, environment, host, port, ca_file, proxy, max_connections, connect_within,
-        as_json, quiet,
-    )  # fmt: skip
+    options = Options(credential, destination, max_connections, connect_within, as_json, quiet)
     with open_results(results) as file:
         run(lambda: Run(options, notifications, Results(file)).main())
 
 
-def load_credential(
-    key: Path | None,
-    key_id: str | None,
-    team_id: str | None,
-    certificate: Path | None,
-    certificate_key: Path | None,
-    password_file: Path | None,
-) -> Credential:
+def load_credential(given: Destination) -> Credential:
     """Load the one credential that the options name."""
+    key, certificate = given.key, given.certificate
     if (key is None) == (certificate is None):
         raise click.UsageError("Give --key with --team-id, or --certificate.")
     try:
         if certificate is not None:
             password = os.environ.get("FASTPUSH_PASSWORD")
-            if password_file is not None:
-                password = password_file.read_text().rstrip("\r\n")
-            return ProviderCertificate.from_file(certificate, password=password, key_file=certificate_key)
+            if given.password_file is not None:
+                password = given.password_file.read_text().rstrip("\r\n")
+            return ProviderCertificate.from_file(
+                certificate, password=password, key_file=given.certificate_key
+            )
         assert key is not None
-        if team_id is None:
+        if given.team_id is None:
             raise click.UsageError("--key needs --team-id; Apple's developer page shows it at the top right.")
-        return SigningKey.from_file(key, key_id=key_id, team_id=team_id)
+        return SigningKey.from_file(key, key_id=given.key_id, team_id=given.team_id)
     except InvalidCredential as error:
         raise Misuse(str(error)) from None
     except OSError as error:
@@ -318,12 +263,12 @@ class Run:
             return await stack.enter_async_context(
                 open_client(
                     options.credential,
-                    topic=options.topic,
-                    environment=options.environment,
-                    host=options.host,
-                    port=options.port,
-                    ca_file=options.ca_file,
-                    proxy=options.proxy,
+                    topic=options.destination.topic,
+                    environment=options.destination.environment,
+                    host=options.destination.host,
+                    port=options.destination.port,
+                    ca_file=options.destination.ca_file,
+                    proxy=options.destination.proxy,
                     max_connections=options.max_connections,
                     listener=self.listen,
                 )
