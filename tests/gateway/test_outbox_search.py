@@ -4,7 +4,7 @@ import pytest
 import trio
 import trio.testing
 
-from fastpush.gateway.outbox import Audience, End, Entry, Retry
+from fastpush.gateway.outbox import Audience, End, Entry, Retry, search
 from fastpush.gateway.outbox.sqlite import Keep
 from tests.gateway.test_outbox import APP, Life, ends, entries, entry
 
@@ -328,3 +328,14 @@ async def test_who_waits_for_the_index_waits_for_ends_too(life):
         outbox._indexer._fill = fill_once
         await fill()
         assert done.is_set()
+
+
+async def test_a_fan_out_before_the_oldest_batch_is_found_before_it_is_indexed(life, monkeypatch):
+    async with life as outbox:
+        fanout = (await outbox.accept_fanout(APP, Audience(), Entry(None, b"{}"))).batch
+        batches = [(await outbox.accept(APP, entries(2))).batch for _ in range(3)]
+        found = [hit.batch for hit in await all_of(outbox)]
+        assert found == [batch for batch in reversed(batches) for _ in range(2)] + [fanout]
+        for tail, seen in ((2, batches[2:]), (3, batches[1:]), (4, batches[1:]), (6, [fanout, *batches])):
+            monkeypatch.setattr(search, "TAIL", tail)
+            assert sorted({hit.batch for hit in (await outbox.search()).rows}) == seen, tail

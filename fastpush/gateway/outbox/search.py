@@ -206,13 +206,14 @@ def _unindexed(
 
 def _newest(connection: sqlite3.Connection, after: int, upto: int) -> list[Row]:
     """At most some thousand of what is behind the index: the newest."""
+    # Fan-outs are no batches: only where there are too many of these something is left out.
     row = connection.execute(
-        "SELECT min(id) FROM (SELECT id, sum(count) OVER (ORDER BY id DESC) - count AS before"
+        "SELECT max(id) FROM (SELECT id, sum(count) OVER (ORDER BY id DESC) - count AS before"
         " FROM (SELECT id, count FROM batch WHERE id > ? AND id <= ? ORDER BY id DESC LIMIT ?))"
-        " WHERE before < ?",
-        (after, upto, TAIL, TAIL),
+        " WHERE before >= ?",
+        (after, upto, TAIL + 1, TAIL),
     ).fetchone()
-    first = row[0] - 1 if row[0] is not None else after
+    first = after if row[0] is None else row[0]
     rows: list[Row] = []
     while True:
         page = accepted(connection, first, upto, TAIL)
