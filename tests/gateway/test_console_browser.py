@@ -219,6 +219,7 @@ async def test_it_is_used_by_keyboard_alone(house):
     def story(browser):
         page = browser.page
         browser.go("/login")
+        page.wait_for_function("document.activeElement.id === 'key'")
         page.keyboard.type(house.keys["alice"])
         page.keyboard.press("Enter")
         page.get_by_role("heading", name="Overview").wait_for(state="attached")
