@@ -270,8 +270,15 @@ async def test_axe_finds_nothing(house, scheme):
             browser.do(house.critical, "db-07", stringseverity="Attention")
             browser.do(house.post, alarmid="9", displayName="x", stringseverity="Clear", message="ok")
             browser.do(house.settled)
+            browser.do(house.critical, stringseverity="Trouble", message="One poll was answered")
+            browser.do(house.settled)
             told = browser.do(house.gateway.alarms.get, recorded["id"]).verdicts[0][2]
-            pages.extend([f"/alarms/{recorded['id']}", f"/batches/{told.push}", "/alarms/none"])
+            device = house.tokens[0]
+            pages.extend([f"/alarms/{recorded['id']}", "/alarms/none", "/nowhere"])
+            pages.extend(
+                [f"/batches/{told.push}?device={device[-6:]}", f"/notifications?device={device[-6:]}"]
+            )
+            pages.append(f"/batches?app=opm&device={device}")
             pages.append(f"/devices/opm/{house.tokens[0]}")
 
     pages = list(PAGES)
