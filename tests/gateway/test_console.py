@@ -100,7 +100,16 @@ async def test_the_cookie_is_out_of_scripts_reach(house):
 
 
 @pytest.mark.parametrize(
-    "wanted", ["//evil.example", "https://evil.example/", "/\\evil.example", "javascript:1"]
+    "wanted",
+    [
+        "//evil.example",
+        "https://evil.example/",
+        "/\\evil.example",
+        "javascript:1",
+        "http://[",
+        "//[",
+        "/\t/e.example",
+    ],
 )
 async def test_a_login_leads_to_our_own_pages_only(house, wanted):
     async with house.stranger() as client:
@@ -654,6 +663,8 @@ ODD = (
     "ffff" * 2_000,
     "0001-01-01T00:00",
     "9999-12-31T23:59:59-14:00",
+    "http://[",
+    "a=" + "[" * 3_000,
 )
 QUERIES = {
     "/": ("span", "said"),

@@ -101,8 +101,11 @@ async def _enter(console: Console, request: Request, key_id: str) -> Response:
 def _next(request: Request) -> str:
     """Where to go after the login: a path of ours and nothing else."""
     wanted = request.query_params.get("next", "/")
-    parts = urlsplit(wanted)
-    ours = wanted.startswith("/") and not wanted.startswith(("//", "/\\")) and not parts.netloc
+    try:
+        elsewhere = urlsplit(wanted).netloc
+    except ValueError:  # such as http://[
+        return "/"
+    ours = wanted.startswith("/") and not wanted.startswith(("//", "/\\")) and not elsewhere
     return wanted if ours and "\n" not in wanted and "\r" not in wanted else "/"
 
 

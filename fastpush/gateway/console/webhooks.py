@@ -158,6 +158,8 @@ def read_routes(text: str) -> tuple[routing.Route, ...]:
     try:
         tables = tomllib.loads(text).get("routes", [])
         return msgspec.convert(tables, tuple[routing.Route, ...])
+    except RecursionError:
+        raise ValueError("The routes are nested too deeply.") from None
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"The routes are not TOML: {error}") from None
     except msgspec.ValidationError as error:
