@@ -417,6 +417,20 @@ async def test_a_changed_template_shows_what_it_would_push(house):
     )
 
 
+async def test_a_template_that_grows_without_end_is_refused(house):
+    client = await house.browser()
+    csrf = csrf_of((await client.get("/")).text)
+    for template in ("$message" * 20_000, "$message" + "x" * 200_000):
+        form = {"csrf": csrf, "body": template, "message": "m" * 4_000, "displayName": "db-07"}
+        page = (await client.post("/webhooks/preview/result", data=form)).text
+        assert ("The template becomes a body of 80,000,000 characters" in page) is (len(template) < 200_000)
+    form["body"] = (
+        '{"entity":"e","displayName":"db-07","stringseverity":"Critical","message":"$body $routes"}'
+    )
+    page = (await client.post("/webhooks/preview/result", data=form)).text
+    assert "$body $routes" in page.partition("What it becomes")[2], "no variables of OpManager's"
+
+
 async def test_hostile_text_is_text_on_every_page(house):
     recorded = await house.critical(device=HOSTILE[:80], message=HOSTILE, category=HOSTILE)
     await house.settled()

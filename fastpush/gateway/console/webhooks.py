@@ -20,6 +20,7 @@ from fastpush.gateway.console.pages import Console, Visit, page_route
 from fastpush.gateway.outbox import Audience
 from fastpush.gateway.problems import Problem
 from fastpush.gateway.sources import alarm_digest, alarm_key
+from fastpush.gateway.sources.bodies import MAX_BODY_OCTETS
 from fastpush.gateway.sources.opmanager import parse
 
 __all__ = ["routes"]
@@ -58,7 +59,18 @@ _VARIABLE = re.compile(r"\$(?:[A-Za-z]+\((\w+)\)|(\w+))")
 
 
 def expanded(template: str, values: Mapping[str, str]) -> str:
-    """The template as OpManager posts it: known variables replaced, unknown ones left as they are."""
+    """The template as OpManager posts it: known variables replaced, unknown ones left as they are.
+
+    Raises:
+      ValueError: it becomes longer than any post that is read.
+    """
+    length = len(template)
+    for found in _VARIABLE.finditer(template):
+        length += len(values.get(found[1] or found[2], found[0])) - len(found[0])
+    if length > MAX_BODY_OCTETS:
+        raise ValueError(
+            f"The template becomes a body of {length:,} characters; {MAX_BODY_OCTETS:,} octets are read."
+        )
     return _VARIABLE.sub(lambda found: values.get(found[1] or found[2], found[0]), template)
 
 
@@ -113,7 +125,8 @@ async def preview(visit: Visit, asked: dict[str, str]) -> dict[str, Any]:
       ValueError: the routes are none.
     """
     gateway = visit.gateway
-    event = parse(expanded(asked["body"], EXAMPLE | asked).encode(), asked["kind"], source=asked["source"])
+    variables = EXAMPLE | {name: asked[name] for name in ("displayName", "stringseverity", "message")}
+    event = parse(expanded(asked["body"], variables).encode(), asked["kind"], source=asked["source"])
     if event.unreadable or event.is_test:
         return {"event": event, "row": None}
     history = await gateway.alarms.get(alarm_digest(event.source, alarm_key(event)), limit=20)
