@@ -431,6 +431,28 @@ async def test_a_template_that_grows_without_end_is_refused(house):
     assert "$body $routes" in page.partition("What it becomes")[2], "no variables of OpManager's"
 
 
+async def test_an_acknowledgement_that_comes_too_late_says_so(house):
+    name = (await house.critical())["id"]
+    alice, csrf = await house.browser(), ""
+
+    async def take(generation="1"):
+        nonlocal csrf
+        csrf = csrf or csrf_of((await alice.get("/")).text)
+        form = {"csrf": csrf, "generation": generation}
+        answer = await alice.post(f"/alarms/{name}/acknowledge", data=form)
+        return (await alice.get(answer.headers["location"])).text
+
+    await house.critical(stringseverity="Clear")
+    assert "Nothing was done: it had cleared before." in await take()
+    await house.critical()
+    assert "had cleared, and opened again" in await take()
+    await house.gateway.alarms.acknowledge(name, "bob")
+    assert "bob had taken it before" in await take("2")
+    assert (await house.gateway.alarms.get(name)).row.acknowledged_by == "bob"
+    done = [record.action for record in await house.gateway.keys.log.read(0, 100)]
+    assert "alarm.acknowledged" not in done
+
+
 async def test_hostile_text_is_text_on_every_page(house):
     recorded = await house.critical(device=HOSTILE[:80], message=HOSTILE, category=HOSTILE)
     await house.settled()

@@ -72,10 +72,18 @@ async def shown(visit: Visit) -> Response:
 
 async def acknowledged(visit: Visit) -> Response:
     name = visit.request.path_params["id"]
-    taken = await visit.gateway.alarms.acknowledge(
-        name, visit.principal.name, generation=row_number(visit.given("generation"))
-    )
+    meant = row_number(visit.given("generation"))
+    taken = await visit.gateway.alarms.acknowledge(name, visit.principal.name, generation=meant)
     if taken is None:
         raise Problem(404, "no such alarm", "There is no alarm with this id.")
-    await visit.audit("alarm.acknowledged", name)
-    return visit.back(f"/alarms/{name}", "Acknowledged. The phones that were told show it, silently.")
+    found = taken.row
+    if meant is not None and found.generation != meant:
+        said = "Nothing was done: it had cleared, and opened again. Look at it as it is now."
+    elif found.acknowledged_at is None:
+        said = "Nothing was done: it had cleared before."
+    elif found.acknowledged_by != visit.principal.name:
+        said = f"Nothing was done: {found.acknowledged_by} had taken it before."
+    else:
+        await visit.audit("alarm.acknowledged", name)
+        said = "Acknowledged. The phones that were told show it, silently."
+    return visit.back(f"/alarms/{name}", said)
