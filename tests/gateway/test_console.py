@@ -100,6 +100,29 @@ async def test_the_cookie_is_out_of_scripts_reach(house):
 
 
 @pytest.mark.parametrize(
+    ("host", "bound"),
+    [
+        ("console.example", True),
+        ("127.0.0.1.evil.example", True),
+        ("[", True),
+        ("localhost:8081", False),
+        ("[::1]:8081", False),
+    ],
+)
+async def test_a_cookie_behind_a_proxy_of_this_machine_is_bound_to_tls(house, host, bound):
+    key = house.keys["alice"]
+    async with house.stranger() as client:
+        about = {"Host": host, "Origin": f"https://{host}", "Sec-Fetch-Site": "same-origin"}
+        if host == "[":  # is no origin
+            del about["Origin"], client.headers["Origin"]
+        answer = await client.post("/login", data={"key": key}, headers=about)
+        assert answer.status_code == 303
+        cookie = answer.headers["set-cookie"]
+        assert cookie.startswith("__Host-fastpush=") is bound
+        assert ("Secure" in cookie) is bound
+
+
+@pytest.mark.parametrize(
     "wanted",
     [
         "//evil.example",

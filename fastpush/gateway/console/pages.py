@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -239,9 +240,19 @@ async def notices_of(gateway: Gateway) -> tuple[Any, ...]:
 
 
 def is_secure(request: Request) -> bool:
-    """Whether a cookie may be bound to TLS: always, but on plain HTTP from this machine."""
+    """Whether a cookie is bound to TLS: always, but where a browser speaks plain HTTP to this machine.
+
+    A proxy on this machine does so as well, for a browser that has TLS with it: then the host that the
+    browser named is another than this machine.
+    """
     host = request.client.host if request.client else ""
-    return not (request.url.scheme == "http" and (host.startswith("127.") or host in ("::1", "")))
+    if request.scope["scheme"] != "http" or not (host.startswith("127.") or host in ("::1", "")):
+        return True
+    try:
+        named = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+    except ValueError:  # such as [
+        return True
+    return not (named in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", named))
 
 
 def cookie_name(request: Request) -> str:
