@@ -38,6 +38,7 @@ from fastpush.gateway.api import (
     problem_of,
     tickets,
 )
+from fastpush.gateway.counters import Histogram
 from fastpush.gateway.http import BodyRule
 from fastpush.gateway.log import get_logger, request_id
 from fastpush.gateway.problems import CONTENT_TYPE, Problem
@@ -70,13 +71,16 @@ REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 
 def ingest_app(gateway: Gateway) -> Application:
     """What senders and phones reach."""
-    return Application(gateway, *routes_of(gateway, INGEST, "routes", "hot_routes"))
+    counters = gateway.counters
+    routes, hot = routes_of(gateway, INGEST, "routes", "hot_routes")
+    return Application(routes, hot, counters.answers, counters.answer_seconds)
 
 
 def admin_app(gateway: Gateway) -> Application:
     """What the admin listener and the control socket reach."""
     routes, hot = routes_of(gateway, ADMIN, "admin_routes")
-    return Application(gateway, [*routes, openapi.route(INGEST, ADMIN)], hot, console.problem_page)
+    every = [*routes, openapi.route(INGEST, ADMIN)]
+    return Application(every, hot, gateway.counters.admin_answers, page=console.problem_page)
 
 
 def routes_of(
@@ -114,19 +118,22 @@ class Application:
     """An ASGI application over a list of routes.
 
     Args:
+      answers: where answers are counted, by route and status.
+      seconds: where it is counted how long they took, by route.
       page: draws a problem for a browser, where people come; all others get JSON.
     """
 
     def __init__(
         self,
-        gateway: Gateway,
         routes: Sequence[BaseRoute],
         hot: Sequence[HotRoute],
+        answers: dict[tuple[str, int], int],
+        seconds: dict[str, Histogram] | None = None,
         page: Callable[[Problem], ASGI] | None = None,
     ) -> None:
         self._page = page
-        self._answers = gateway.counters.answers
-        self._seconds = gateway.counters.answer_seconds
+        self._answers = answers
+        self._seconds = seconds
         self._routes = routes
         self._hot: dict[str, dict[str, ASGI]] = {}
         for route in hot:
@@ -152,7 +159,8 @@ class Application:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                self._seconds[label].add(perf_counter() - began)
+                if self._seconds is not None:
+                    self._seconds[label].add(perf_counter() - began)
                 message["headers"] = [*message.get("headers", ()), header]
             await send(message)
 

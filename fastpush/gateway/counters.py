@@ -54,7 +54,8 @@ class Counters:
     """Grows only, and is never reset.
 
     Attributes:
-      answers: HTTP answers by route (its path as documented, "" for none) and status.
+      answers: HTTP answers to senders and phones by route (its path as documented, "" for none) and status.
+      admin_answers: the same of the admin listener, where nobody waits for an alarm.
       answer_seconds: from a request's head to its answer's, by route.
       notifications: what was accepted, by app; a fan-out counts once.
       outcomes: ends by app, outcome and reason ("" for none).
@@ -65,6 +66,7 @@ class Counters:
 
     def __init__(self) -> None:
         self.answers: defaultdict[tuple[str, int], int] = defaultdict(int)
+        self.admin_answers: defaultdict[tuple[str, int], int] = defaultdict(int)
         self.answer_seconds: defaultdict[str, Histogram] = defaultdict(Histogram)
         self.notifications: defaultdict[str, int] = defaultdict(int)
         self.outcomes: defaultdict[tuple[str, str, str], int] = defaultdict(int)

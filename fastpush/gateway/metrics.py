@@ -92,8 +92,12 @@ class Collector:
     def _ingest(self) -> Iterator[Metric]:
         counters = self._gateway.counters
         yield totals(
-            "fastpush_ingest_requests", "HTTP requests answered.", ("route", "code"),
+            "fastpush_ingest_requests", "HTTP requests of senders and phones answered.", ("route", "code"),
             (((route or OTHER, str(code)), n) for (route, code), n in counters.answers.items()),
+        )  # fmt: skip
+        yield totals(
+            "fastpush_admin_requests", "HTTP requests answered by the admin listener.", ("route", "code"),
+            (((route or OTHER, str(code)), n) for (route, code), n in counters.admin_answers.items()),
         )  # fmt: skip
         yield histogram(
             "fastpush_ingest_seconds", "From a request's head to its answer's.", "route",

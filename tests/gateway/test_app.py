@@ -9,7 +9,7 @@ import pytest
 from starlette.responses import Response
 from starlette.routing import Route
 
-from fastpush.gateway.api import Gateway, HotRoute, decode, json_response, read_body
+from fastpush.gateway.api import HotRoute, decode, json_response, read_body
 from fastpush.gateway.app import Application
 from fastpush.gateway.counters import Counters
 from fastpush.gateway.outbox import IdempotencyConflict, OutboxBusy
@@ -35,15 +35,13 @@ def application(handler):
         await send({"type": "http.response.start", "status": 202, "headers": []})
         await send({"type": "http.response.body", "body": body[::-1]})
 
-    gateway = Gateway(
-        storage=None, outbox=None, devices=None, keys=None, alarms=None, apps=None, notices=None,
-        config=None, clock=lambda: 0.0, counters=Counters(),
-    )  # fmt: skip
     routes = [
         Route("/v1/things/{id}", handler, methods=["GET"]),
         Route("/v1/things/{id}", handler, methods=["DELETE"]),
     ]
-    return Application(gateway, routes, [HotRoute("POST", "/v1/hot", hot)]), gateway.counters
+    counters = Counters()
+    hot_routes = [HotRoute("POST", "/v1/hot", hot)]
+    return Application(routes, hot_routes, counters.answers, counters.answer_seconds), counters
 
 
 async def show(request):

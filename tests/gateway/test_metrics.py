@@ -93,6 +93,21 @@ async def test_no_device_and_no_text_of_others_is_a_label(house):
     assert not any(token in text for token in house.tokens)
 
 
+async def test_who_looks_is_no_traffic_of_senders(house):
+    client = await house.browser()
+    await client.get("/")
+    await client.get("/alarms/none")
+    families = await scraped(house)
+    posts = {s.labels["route"] for s in families["fastpush_ingest_requests"].samples}
+    timed = {s.labels["route"] for s in families["fastpush_ingest_seconds"].samples}
+    looks = {(s.labels["route"], s.labels["code"]) for s in families["fastpush_admin_requests"].samples}
+    assert {("/login", "303"), ("/", "200"), ("/alarms/{id}", "404")} <= looks
+    assert not (posts | timed) & {"/", "/login", "/alarms/{id}", "/metrics"}
+    await house.critical()
+    families = await scraped(house)
+    assert "/v1/opmanager" in {s.labels["route"] for s in families["fastpush_ingest_seconds"].samples}
+
+
 async def test_the_document_lists_what_is_exported(house):
     exported = {name for name in await scraped(house) if name.startswith("fastpush_")}
     documented = {
