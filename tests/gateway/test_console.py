@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import httpx
 import pytest
+import trio
 
 from fastpush.gateway.console.charts import Line, chart, scale, shown
 from fastpush.gateway.console.fanouts import tell
@@ -154,6 +155,21 @@ async def test_a_revoked_key_ends_its_sessions_at_once(house):
     assert (await client.get("/")).status_code == 200
     await house.gateway.keys.revoke(house.key_ids["nightwatch"])
     assert (await client.get("/")).status_code == 303
+
+
+@pytest.mark.parametrize("end", ["logout", "revoked"])
+async def test_who_is_no_longer_logged_in_hears_no_more(house, end):
+    client = await house.browser()
+    csrf = csrf_of((await client.get("/")).text)
+    with trio.fail_after(10):
+        async with client.stream("GET", "/live") as live:
+            assert live.headers["content-type"].startswith("text/event-stream")
+            if end == "logout":
+                await client.post("/logout", data={"csrf": csrf})
+            else:
+                await house.gateway.keys.revoke(house.key_ids["alice"])
+            async for _ in live.aiter_bytes():
+                pass
 
 
 async def test_a_ticket_logs_in_once(house):

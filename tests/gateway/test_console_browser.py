@@ -113,6 +113,23 @@ async def test_an_alarm_arrives_live_and_is_taken(house):
     assert (await house.gateway.alarms.list())[0].row.acknowledged_by == "alice"
 
 
+async def test_a_page_that_hears_nothing_says_so_until_it_does(house):
+    def story(browser):
+        browser.log_in()
+        page = browser.page
+        told = page.get_by_text("Not live since")
+        assert told.count() == 0
+        page.route("**/live", lambda route: route.fulfill(status=503))
+        page.reload()
+        told.wait_for()
+        browser.do(house.critical)  # each new try fetches the page, so that it is not that old
+        page.get_by_role("link", name="sw-core-01").wait_for()
+        page.unroute("**/live")
+        told.wait_for(state="detached")
+
+    await browse(house, story)
+
+
 async def test_the_same_without_scripts(house):
     def story(browser):
         browser.log_in()

@@ -66,7 +66,7 @@ def access_routes(console: Console) -> list[BaseRoute]:
                 await own_form(request, session)
             except Problem as problem:
                 return _form(request, problem.detail, problem.status)
-            principal = await principal_of(console.gateway, session.key_id)
+            principal = principal_of(console.gateway, session.key_id)
             if principal is not None:
                 await console.gateway.keys.audit(principal, "console.logout", _address(request))
             await console.sessions.end(session)

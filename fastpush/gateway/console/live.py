@@ -28,19 +28,20 @@ def routes(console: Console) -> list[BaseRoute]:
     async def live(visit: Visit) -> Response:
         if len(watchers) >= MOST_WATCHERS:
             raise Problem(503, "Too many watchers", f"{MOST_WATCHERS} pages are watched already.")
-        return Changes(visit.gateway, watchers)
+        return Changes(visit, watchers)
 
     return [page_route(console, "/live", live)]
 
 
 @final
 class Changes(Response):
-    """Says `change` whenever what pages show is another, until the browser goes or the gateway ends."""
+    """Says `change` whenever what pages show is another, until browser, session or gateway ends."""
 
-    def __init__(self, gateway: Gateway, watchers: set[Changes]) -> None:
+    def __init__(self, visit: Visit, watchers: set[Changes]) -> None:
         super().__init__(headers=HEADERS, media_type="text/event-stream")
         del self.headers["content-length"]
-        self._gateway = gateway
+        self._visit = visit
+        self._gateway = visit.gateway
         self._watchers = watchers
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -66,7 +67,7 @@ class Changes(Response):
 
         known, told_at = what_is_shown(self._gateway), trio.current_time()
         await line(b"retry: 2000\n\n")
-        while not self._gateway.draining():
+        while not self._gateway.draining() and self._visit.stands():
             await trio.sleep(LOOK_EVERY)
             found = what_is_shown(self._gateway)
             if found != known:

@@ -89,6 +89,13 @@ class Visit:
         """Whether the key is an administrator's; one of scope console only looks."""
         return "admin" in self.principal.scopes
 
+    def stands(self) -> bool:
+        """Whether its session, and the key behind it, are good still; for what goes on after the answer."""
+        return (
+            self.console.sessions.stands(self.session)
+            and principal_of(self.gateway, self.session.key_id) is not None
+        )
+
     def asked(self, name: str, default: str = "") -> str:
         """A value of the query, without blanks around it."""
         return self.request.query_params.get(name, default).strip()
@@ -141,7 +148,7 @@ def page_route(console: Console, path: str, handler: Handler, *methods: str) -> 
 
     async def endpoint(request: Request) -> Response:
         session = await console.sessions.find(cookie_of(request))
-        principal = None if session is None else await principal_of(console.gateway, session.key_id)
+        principal = None if session is None else principal_of(console.gateway, session.key_id)
         if session is None or principal is None:
             if request.method == "GET":
                 here = request.url.path + (f"?{request.url.query}" if request.url.query else "")
@@ -224,7 +231,7 @@ def _netloc(address: str) -> str | None:
         return None
 
 
-async def principal_of(gateway: Gateway, key_id: str) -> Any:
+def principal_of(gateway: Gateway, key_id: str) -> Any:
     """The principal of a key that may use the console, None if it may not any more."""
     principal = gateway.keys.principal(key_id)
     if principal is None or not principal.scopes & {"admin", "console"}:

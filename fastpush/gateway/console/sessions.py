@@ -98,6 +98,12 @@ class Sessions:
             )
         return session
 
+    def stands(self, session: Session) -> bool:
+        """Whether a session that was found goes on; to ask does not prolong it."""
+        now = self._clock()
+        over = now - session.began_at > LONGEST or now - session.seen_at > IDLE
+        return not over and session.digest in (self._sessions or {})
+
     async def end(self, session: Session) -> None:
         """Log out."""
         (await self._loaded()).pop(session.digest, None)

@@ -43,8 +43,35 @@
     busy = false;
     if (waiting) look();
   }
-  const events = new EventSource("/live");
-  events.addEventListener("change", look);
+
+  // Figures that stand still look like a gateway at rest: whoever watches is told when nothing comes any more.
+  const old = document.createElement("p");
+  old.className = "wrong";
+  old.setAttribute("role", "status");
+  let events, late;
+  function lost() {
+    if (old.isConnected) return;
+    old.textContent = `Not live since ${clock.format(new Date())}: the gateway does not answer, or too many watch it. What is shown may be old.`;
+    document.getElementById("content").prepend(old);
+  }
+  function watch() {
+    events?.close();
+    events = new EventSource("/live");
+    events.addEventListener("change", look);
+    events.addEventListener("open", () => {
+      clearTimeout(late);
+      late = undefined;
+      if (old.isConnected) { old.remove(); look(); }
+    });
+    events.addEventListener("error", () => {
+      late ??= setTimeout(lost, 4000);
+      if (events.readyState !== EventSource.CLOSED) return; // the browser tries again by itself
+      setTimeout(watch, 5000);
+      look(); // leads to the login where the session has ended
+    });
+  }
+  watch();
   document.addEventListener("visibilitychange", () => { if (!document.hidden && waiting) look(); });
   window.addEventListener("pagehide", () => events.close());
+  window.addEventListener("pageshow", (event) => { if (event.persisted) watch(); });
 })();
