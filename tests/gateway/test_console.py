@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from datetime import UTC, datetime
+from functools import partial
 from urllib.parse import quote
 
 import httpx
@@ -700,6 +701,35 @@ async def test_notifications_are_found_and_dead_letters_sent_again(house):
     assert "2 accepted once more" in (await client.get(answer.headers["location"])).text
     await house.settled()
     assert sum(one.fate == "accepted" for one in house.simulator.ledger.seen) == 1 + 3
+
+
+async def test_a_dead_letter_sent_again_by_several_at_once_leaves_once(house):
+    await house.gateway.outbox.pause("opm")
+    entry = Entry(house.tokens[0], b'{"aps":{"alert":"purged"}}')
+    lost = await house.gateway.outbox.accept("opm", [entry] * 2)
+    await house.gateway.outbox.purge("opm")
+    await house.gateway.outbox.resume("opm")
+    await house.indexed()
+    clients = [await house.browser() for _ in range(4)]
+    found = []
+
+    async def again(client, **chosen):
+        csrf = csrf_of((await client.get("/failures")).text)
+        answer = await client.post("/failures/again", data={"csrf": csrf, **chosen})
+        found.append(answer.status_code)
+
+    async with trio.open_nursery() as nursery:
+        for client in clients:
+            nursery.start_soon(partial(again, client, apns_id=str(uuid.UUID(bytes=lost.apns_id(0)))))
+    assert sorted(found) == [303, 409, 409, 409]
+    found.clear()
+    async with trio.open_nursery() as nursery:
+        for client in clients:
+            nursery.start_soon(partial(again, client, app="opm", reason="Purged"))
+    assert 303 in found
+    assert set(found) <= {303, 409}
+    await house.settled()
+    assert sum(one.fate == "accepted" for one in house.simulator.ledger.seen) == 2
 
 
 async def test_the_doctors_findings_are_a_page(house):
