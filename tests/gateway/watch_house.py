@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
 import trio
 
 from fastpush.gateway.config import load_config
-from fastpush.gateway.devices import Registration
+from fastpush.gateway.devices import Registration, open_devices
 from fastpush.gateway.serve import Service
+from fastpush.gateway.storage import open_storage
 from tests.gateway.settings import ON_THIS_MACHINE
 
 TOPIC = "com.example.opmanager"
@@ -53,7 +54,7 @@ class House:
     folder: Any
     admin: str
     key: str
-    phones: list[str] = field(default_factory=list)
+    phones: list[str]
 
     @property
     def app(self):
@@ -118,25 +119,27 @@ def write_config(simulator, folder, *, topic=TOPIC, more="", credential=None):
     return load_config(folder / "fastpush.toml", {})
 
 
+async def register(database, tokens):
+    """The first is a phone of the administrators. Before the gateway runs: its first notice finds them."""
+    async with open_storage(database) as storage:
+        devices = await open_devices(storage)
+        for number, token in enumerate(tokens):
+            tags = () if number else ("admin",)
+            await devices.register("opm", Registration(device_token=token, tags=tags, user="alice"))
+
+
 @asynccontextmanager
 async def open_house(simulator, folder, *, ends=None, more="", credential=None, clock=time.time, phones=2):
     """Run it for as long as the block lasts; opened again on the same folder it is the next process."""
     if not (folder / "push.pem").exists():
         drop(folder / "push.pem", pem(simulator.issue_provider_certificate(TOPIC, valid_until=ends)))
     config = write_config(simulator, folder, more=more, credential=credential)
+    tokens = [f"{number:064x}" for number in range(1, phones + 1)]
+    await register(config.storage.path, tokens)
     service = Service(config, clock=clock)
     async with trio.open_nursery() as nursery:
         started = await nursery.start(service.run)
         gateway = started.gateway
         made = await gateway.keys.create(f"test {time.monotonic_ns()}", ["admin", "alarms", "notify"])
-        house = House(simulator, service, gateway, folder, started.admin[0], made.secret)
-        for number in range(1, phones + 1):
-            house.phones.append(f"{number:064x}")
-            await gateway.devices.register(
-                "opm",
-                Registration(
-                    device_token=house.phones[-1], tags=("admin",) if number == 1 else (), user="alice"
-                ),
-            )
-        yield house
+        yield House(simulator, service, gateway, folder, started.admin[0], made.secret, tokens)
         service.stop()
