@@ -77,8 +77,9 @@ ONLY = {
 # Bytes and a clock reading in, bytes and events out.
 WITHOUT_IO = [
     "http2", "retry", "notification", "_notification", "_live_activity", "_encode", "_encode_checks",
-    "_encode_writing", "_json", "errors", "_buffer", "gateway/sources", "gateway/alarms.py", "gateway/banners.py", "gateway/routes.py",
-    "gateway/notices/values.py", "gateway/notices/echo.py", "gateway/watchdog/judge.py",
+    "_encode_writing", "_json", "errors", "_buffer", "gateway/sources", "gateway/alarms.py",
+    "gateway/banners.py", "gateway/routes.py", "gateway/notices/values.py", "gateway/notices/echo.py",
+    "gateway/watchdog/judge.py",
 ]  # fmt: skip
 IO = {
     "asyncio", "concurrent", "http", "io", "logging", "multiprocessing", "os", "pathlib", "queue", "random",
