@@ -377,6 +377,12 @@ class SigningKey(Credential):
         anchor = self._anchor
         return 0.0 if anchor is None else anchor[2]
 
+    @property
+    def token_issued_at(self) -> int | None:
+        """The `iat` of the provider token that was given last, POSIX time; None before the first."""
+        issued_at, token = self._current
+        return issued_at if token else None
+
     def slot_of(self, now: float) -> int:
         """Give the start of the slot that `now` is in: the `iat` of the token to use.
 

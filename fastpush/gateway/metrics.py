@@ -11,7 +11,7 @@ series of their own, those behind are "other" together, and so are reasons that 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, final
 
@@ -79,11 +79,24 @@ class Collector:
         yield from self._storage()
         yield from self._alarms()
         yield from self._credentials()
+        yield from self._process()
         vitals = self._gateway.vitals
         lag = 0.0 if vitals is None or vitals.latest is None else vitals.latest.lag
         yield gauge(
             "fastpush_event_loop_lag_seconds", "How late the loop woke at worst, in the last 10 s.", lag
         )
+
+    def _process(self) -> Iterator[Metric]:
+        yield totals(
+            "fastpush_starts", "How often the gateway was started on its file.", (),
+            [((), self._gateway.outbox.starts)],
+        )  # fmt: skip
+        watchdog = self._gateway.watchdog
+        skew = None if watchdog is None else watchdog.clock_skew
+        yield gauges(
+            "fastpush_clock_skew_seconds", "By how much our clock is ahead of the servers'.", (),
+            [] if skew is None else [((), skew)],
+        )  # fmt: skip
 
     def app(self, name: str) -> str:
         """An app's name as a label."""
@@ -100,8 +113,8 @@ class Collector:
             (((route or OTHER, str(code)), n) for (route, code), n in counters.admin_answers.items()),
         )  # fmt: skip
         yield histogram(
-            "fastpush_ingest_seconds", "From a request's head to its answer's.", "route",
-            {route or OTHER: found for route, found in counters.answer_seconds.items()},
+            "fastpush_ingest_seconds", "From a request's head to its answer's.", ("route",),
+            {(route or OTHER,): found for route, found in counters.answer_seconds.items()},
         )  # fmt: skip
         yield totals(
             "fastpush_notifications_accepted", "Acknowledged with 202, fan-outs once each.", ("app",),
@@ -119,12 +132,12 @@ class Collector:
             "fastpush_apns_retries", "Attempts that are to be repeated later.", ("app", "reason"),
             (((self.app(app), reason), n) for (app, reason), n in counters.retries.items()),
         )  # fmt: skip
-        merged: defaultdict[str, Histogram] = defaultdict(Histogram)
+        merged: defaultdict[tuple[str, ...], Histogram] = defaultdict(Histogram)
         for app, found in counters.apns_seconds.items():
-            into = merged[self.app(app)]
+            into = merged[self.app(app),]
             into.counts = [a + b for a, b in zip(into.counts, found.counts, strict=True)]
             into.total += found.total
-        yield histogram("fastpush_apns_seconds", "From a push's HEADERS to APNs' answer.", "app", merged)
+        yield histogram("fastpush_apns_seconds", "From a push's HEADERS to APNs' answer.", ("app",), merged)
 
     def _connections(self) -> Iterator[Metric]:
         sums: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
@@ -174,27 +187,32 @@ class Collector:
         now = self._gateway.clock()
         counts: defaultdict[str, int] = defaultdict(int)
         fanouts: defaultdict[str, int] = defaultdict(int)
-        oldest: defaultdict[str, float] = defaultdict(float)
+        oldest: defaultdict[tuple[str, str], float] = defaultdict(float)
         waiting = self._gateway.outbox.waiting()
         for app in {*waiting, *self._gateway.apps}:
             name = self.app(app)
             one = waiting.get(app)
             counts[name] += 0 if one is None else one.count
             fanouts[name] += 0 if one is None else one.fanouts
-            since = now if one is None or one.oldest_at is None else one.oldest_at
-            oldest[name] = max(oldest[name], now - since)
+            high, normal = (None, None) if one is None else (one.oldest_high_at, one.oldest_normal_at)
+            for priority, since in (("high", high), ("normal", normal)):
+                age = 0.0 if since is None else max(0.0, now - since)
+                oldest[name, priority] = max(oldest[name, priority], age)
         for metric, told, found in (
             ("fastpush_outbox_waiting", "Notifications without an end.", counts),
             ("fastpush_outbox_fanouts", "Fan-outs on their way.", fanouts),
-            ("fastpush_outbox_oldest_seconds", "Age of the oldest notification without an end.", oldest),
         ):
             yield gauges(metric, told, ("app",), (((app,), n) for app, n in found.items()))
+        yield gauges(
+            "fastpush_outbox_oldest_seconds", "Age of the oldest notification or fan-out without an end.",
+            ("app", "priority"), oldest.items(),
+        )  # fmt: skip
 
     def _storage(self) -> Iterator[Metric]:
         found = self._gateway.storage.statistics()
-        yield gauges(
-            "fastpush_storage_commit_seconds", "Of the last thousand commits.", ("quantile",),
-            [(("0.5",), found.commit_p50), (("0.99",), found.commit_p99)],
+        yield histogram(
+            "fastpush_storage_commit_seconds", "A transaction, until it is on disk.", (),
+            {(): found.commit_histogram},
         )  # fmt: skip
         for metric, told, value in (
             ("fastpush_storage_commits", "Transactions on disk.", found.commits),
@@ -237,9 +255,15 @@ class Collector:
 
     def _credentials(self) -> Iterator[Metric]:
         found: dict[tuple[str, ...], float] = {}
+        ages: dict[tuple[str, ...], float] = {}
+        now = self._gateway.clock()
         for name, app in self._gateway.apps.items():
             for role in ("main", "standby"):
                 credential = app.credential(role)
+                issued_at = getattr(credential, "token_issued_at", None)
+                if issued_at is not None:
+                    age = now - issued_at
+                    ages[self.app(name), role] = max(age, ages.get((self.app(name), role), age))
                 if credential is not None and credential.expires_at is not None:
                     key = (self.app(name), role)
                     at = credential.expires_at.timestamp()
@@ -247,6 +271,10 @@ class Collector:
         yield gauges(
             "fastpush_credential_expiry_timestamp_seconds", "When a certificate expires; a key does not.",
             ("app", "credential"), found.items(),
+        )  # fmt: skip
+        yield gauges(
+            "fastpush_provider_token_age_seconds", "Since the provider token used last was issued.",
+            ("app", "credential"), ages.items(),
         )  # fmt: skip
         standing = [] if self._gateway.notices is None else self._gateway.notices.standing()
         kinds: defaultdict[tuple[str, ...], int] = defaultdict(int)
@@ -273,15 +301,17 @@ def gauge(name: str, told: str, value: float) -> Metric:
     return GaugeMetricFamily(name, told, value=float(value))
 
 
-def histogram(name: str, told: str, label: str, found: dict[str, Histogram]) -> Metric:
-    """A histogram by one label."""
-    family = HistogramMetricFamily(name, told, labels=(label,))
-    for value, one in found.items():
+def histogram(
+    name: str, told: str, labels: tuple[str, ...], found: Mapping[tuple[str, ...], Histogram]
+) -> Metric:
+    """A histogram by labels."""
+    family = HistogramMetricFamily(name, told, labels=labels)
+    for values, one in found.items():
         so_far, buckets = 0, []
         for bound, count in zip((*BOUNDS, None), one.counts, strict=True):
             so_far += count
             buckets.append(("+Inf" if bound is None else f"{bound:g}", float(so_far)))
-        family.add_metric([value], buckets, one.total)
+        family.add_metric(values, buckets, one.total)
     return family
 
 

@@ -11,10 +11,10 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from fastpush.gateway.counters import Counters
+from fastpush.gateway.counters import Counters, Histogram
 from fastpush.gateway.dispatcher.verdicts import KNOWN_REASONS
 from fastpush.gateway.metrics import APPS, OTHER, Collector
-from fastpush.gateway.outbox import Waiting
+from fastpush.gateway.outbox import Entry, Waiting
 from fastpush.simulator.faults import Answer, Refuse
 from tests.gateway.console_house import open_house
 
@@ -71,6 +71,45 @@ async def test_what_is_counted_is_what_the_simulators_ledger_has(tmp_path):
     assert value(families, "fastpush_credential_expiry_timestamp_seconds") > 1.7e9
 
 
+async def test_the_oldest_is_told_by_priority_and_an_alarm_is_the_urgent_one(tmp_path):
+    """A paused app's alarm is a fan-out; it ages like a notification, and among the urgent."""
+    async with open_house(tmp_path, phones=3) as house:
+        await house.gateway.outbox.pause("opm")
+        await house.critical()
+        entry = Entry(house.tokens[0], b'{"aps":{"alert":"x"}}', priority=5)
+        await house.gateway.outbox.accept("opm", [entry])
+        waiting = house.gateway.outbox.waiting()["opm"]
+        assert waiting.fanouts == 1
+        assert waiting.oldest_at == waiting.oldest_high_at <= waiting.oldest_normal_at
+        families = await scraped(house)
+        ages = {
+            sample.labels["priority"]: sample.value
+            for sample in families["fastpush_outbox_oldest_seconds"].samples
+        }
+        assert ages["high"] >= ages["normal"] > 0
+
+
+async def test_commits_are_a_histogram_of_all_that_there_were(house):
+    await house.critical()
+    families = await scraped(house)
+    assert families["fastpush_storage_commit_seconds"].type == "histogram"
+    commits = value(families, "fastpush_storage_commits_total")
+    assert value(families, "fastpush_storage_commit_seconds_count") == pytest.approx(commits, abs=2) != 0
+
+
+def test_skew_token_and_starts_are_read_as_they_are():
+    gateway = Everything(1)
+    found = {
+        sample.name: sample.value for family in Collector(gateway).collect() for sample in family.samples
+    }
+    assert found["fastpush_clock_skew_seconds"] == 1.0
+    assert found["fastpush_provider_token_age_seconds"] == 1.0
+    assert found["fastpush_starts_total"] == 1
+    gateway.watchdog.clock_skew = None  # no server was heard
+    names = {sample.name for family in Collector(gateway).collect() for sample in family.samples}
+    assert "fastpush_clock_skew_seconds" not in names
+
+
 async def test_names_follow_prometheus_conventions(house):
     families = await scraped(house)
     for family in families.values():
@@ -119,7 +158,12 @@ async def test_the_document_lists_what_is_exported(house):
 async def test_dashboard_and_alerts_use_what_is_exported(house):
     families = await scraped(house)
     known = {sample.name for family in families.values() for sample in family.samples}
-    known |= {f"{name}_bucket" for name, family in families.items() if family.type == "histogram"}
+    known |= {
+        f"{name}_{part}"
+        for name, family in families.items()
+        if family.type == "histogram"
+        for part in ("bucket", "count")
+    }
     # Counters with labels have no sample before the first event.
     known |= {f"{name}_total" for name, family in families.items() if family.type == "counter"}
     known |= set(families)
@@ -146,7 +190,7 @@ class Everything:
             resent=1,
             retry_budget=1.0,
         )
-        credential = SimpleNamespace(expires_at=SimpleNamespace(timestamp=lambda: 1.8e9))
+        credential = SimpleNamespace(expires_at=SimpleNamespace(timestamp=lambda: 1.8e9), token_issued_at=1)
 
         class All(dict):
             def statistics(self):
@@ -157,12 +201,15 @@ class Everything:
         )
         self.counters = Counters()
         self.devices = SimpleNamespace(breaker=lambda app: None)
-        self.outbox = SimpleNamespace(waiting=lambda: {name: Waiting(1, 0, 1.0, False) for name in names})
+        self.outbox = SimpleNamespace(
+            waiting=lambda: {name: Waiting(1, 0, 1.0, 1.5, False) for name in names}, starts=1
+        )
         self.notices = self.vitals = self.alarms = None
+        self.watchdog = SimpleNamespace(clock_skew=1.0)
         self.clock = lambda: 2.0
         self.storage = SimpleNamespace(
             statistics=lambda: SimpleNamespace(
-                commits=1, rows=1, commit_p50=0.1, commit_p99=0.1, flush_after=0.1, waiting_after=0.0,
+                commits=1, rows=1, commit_histogram=Histogram(), flush_after=0.1, waiting_after=0.0,
                 file_octets=1, wal_octets=1, disk_free_octets=1, full=False, flush_errors=0,
             )
         )  # fmt: skip

@@ -365,7 +365,7 @@ async def test_what_waits_is_counted_rightly_over_many_lives(life, lives, seed):
         assert (outbox.waiting()[APP].count, rows) == (0, (0,))
 
 
-NOTHING = Waiting(0, 0, None, False)
+NOTHING = Waiting(0, 0, None, None, False)
 
 
 def len_of(connection):

@@ -48,7 +48,7 @@ def test_a_sample_is_what_grew_in_a_second():
     counters.outcomes["opm", "rejected", "BadDeviceToken"] += 20
     counters.answers["/v1/opmanager", 200] += 30
     counters.apns_seconds["opm"].add(0.004)
-    after = reading(counters, 1010.0, {"opm": Waiting(7, 0, 1001.0, False)})
+    after = reading(counters, 1010.0, {"opm": Waiting(7, 0, None, 1001.0, False)})
     sample = difference(before, after, 0.02)
     assert (sample.accepted, sample.failed, sample.requests) == (50.0, 2.0, 3.0)
     assert 0.002 < sample.apns_p99 <= 0.005

@@ -400,13 +400,23 @@ class Waiting(msgspec.Struct, frozen=True):
     Attributes:
       count: notifications without an end. After a restart it may count ended ones of a batch that is not
         wholly ended, until that batch is read.
-      oldest_at: when the oldest of them was accepted, UNIX seconds, as of the last second; None without one.
+      fanouts: on their way, or with devices that are to be tried again.
+      oldest_high_at, oldest_normal_at: when the oldest of all these was accepted, by priority; UNIX seconds,
+        as of the last second; None without one.
     """
 
     count: int
     fanouts: int
-    oldest_at: float | None
+    oldest_high_at: float | None
+    oldest_normal_at: float | None
     paused: bool
+
+    @property
+    def oldest_at(self) -> float | None:
+        """When the oldest of all was accepted."""
+        return min(
+            (at for at in (self.oldest_high_at, self.oldest_normal_at) if at is not None), default=None
+        )
 
 
 class IdempotencyConflict(Exception):
@@ -602,6 +612,10 @@ class Outbox(Protocol):
           LookupError: there is no such notification, or it has no such end; the message says which.
           OutboxBusy: what was accepted until then stays accepted.
         """
+
+    @property
+    def starts(self) -> int:
+        """How often it was opened since the file was made, this time included."""
 
     def waiting(self) -> dict[str, Waiting]:
         """What waits, by app."""

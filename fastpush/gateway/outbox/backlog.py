@@ -66,8 +66,8 @@ class Backlog:
             lane.app.purged_late += len(entries)
             return
         memory.count_down(lane, -len(entries))
-        if lane.app.oldest_at is None:
-            lane.app.oldest_at = acceptance.received_at
+        if lane.oldest_at is None:
+            lane.oldest_at = acceptance.received_at
         lane.newest = max(lane.newest, number)
         if lane.cursor < number:  # otherwise it was read back already
             room = (

@@ -49,12 +49,13 @@ class Keeper:
         self.file_octets = 0
 
     async def refresh(self, apps: Iterable[App]) -> None:
-        """Find the oldest that waits of each app, and the size of what the file holds."""
+        """Find the oldest that waits in each lane, and the size of what the file holds."""
         found, octets = await self._storage.read(_oldest)
         self.file_octets = octets
         for app in apps:
-            ids = [found[lane.number] for lane in app.lanes if lane.number in found]
-            app.oldest_at = (min(ids) >> 20) / 1_000 if ids else None
+            for lane in app.lanes:
+                batch = found.get(lane.number)
+                lane.oldest_at = None if batch is None else (batch >> 20) / 1_000
 
     async def index(self) -> None:
         """Let those be found that senders brought their own apns-ids for."""

@@ -54,6 +54,7 @@ class Lane:
         self.ready: deque[Claimed] = deque()
         self.cursor = 0  # every batch up to this one was taken into memory
         self.newest = 0  # the newest that is known to be on disk
+        self.oldest_at: float | None = None  # of its batches that have no end yet, as of the last second
         self.behind = False
         self.due: deque[Claimed] = deque()
         self.due_cursor = (-1, 0, 0, "")
@@ -75,7 +76,6 @@ class App:
         self.count = 0
         self.coming = 0  # notifications and fan-outs that are on their way to the disk
         self.purged_late = 0  # of what was accepted before a purge and came back from the disk after it began
-        self.oldest_at: float | None = None
         self.walks: dict[int, Walk] = {}
         self.high = Lane(self, 2 * number)
         self.normal = Lane(self, 2 * number + 1)
@@ -83,6 +83,13 @@ class App:
     @property
     def lanes(self) -> tuple[Lane, Lane]:
         return self.high, self.normal
+
+    def oldest_in(self, lane: Lane) -> float | None:
+        """When the oldest without an end was accepted, fan-outs among them; UNIX seconds."""
+        times = [walk.fanout.received_at for walk in self.walks.values() if walk.lane is lane]
+        if self.count and lane.oldest_at is not None:
+            times.append(lane.oldest_at)
+        return min(times, default=None)
 
 
 class Memory:

@@ -374,6 +374,10 @@ class SqliteOutbox:
         ids = await self._storage.read(lambda connection: records.own_ids(connection, batch)) if own else {}
         return Acceptance(batch, count, received_at, True, tag, ids)
 
+    @property
+    def starts(self) -> int:
+        return self._last_log >> 32
+
     async def take_up_doubtful(self) -> None:
         await self._backlog.take_up_doubtful()
 
@@ -592,7 +596,9 @@ class SqliteOutbox:
 
     def waiting(self) -> dict[str, Waiting]:
         return {
-            app.name: Waiting(app.count, len(app.walks), app.oldest_at if app.count else None, app.paused)
+            app.name: Waiting(
+                app.count, len(app.walks), app.oldest_in(app.high), app.oldest_in(app.normal), app.paused
+            )
             for app in self._memory.apps.values()
         }
 

@@ -229,6 +229,7 @@ class Storage:
             rows=writer.rows,
             commit_p50=seconds[len(seconds) // 2] if seconds else 0.0,
             commit_p99=seconds[int(len(seconds) * 0.99)] if seconds else 0.0,
+            commit_histogram=writer.commit_histogram,
             flush_after=file.flush_after,
             waiting_rows=self._pending_rows,
             waiting_after=self.pending_after,

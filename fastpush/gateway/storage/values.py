@@ -8,6 +8,8 @@ from typing import Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 
+from fastpush.gateway.counters import Histogram
+
 __all__ = ["MEBIOCTET", "Job", "Limits", "Migration", "Question", "StorageStatistics", "Value"]
 
 T = TypeVar("T")
@@ -49,6 +51,8 @@ class StorageStatistics(msgspec.Struct, frozen=True, kw_only=True):
     commit_p50: float
     """Of the last thousand commits."""
     commit_p99: float
+    commit_histogram: Histogram
+    """Of all commits; it goes on counting."""
     flush_after: float
     """How long the disk takes to flush 4 KiB, measured when the file was opened."""
     waiting_rows: int

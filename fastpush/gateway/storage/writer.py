@@ -12,6 +12,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, final
 
+from fastpush.gateway.counters import Histogram
 from fastpush.gateway.log import get_logger
 from fastpush.gateway.storage.errors import (
     StorageBroken,
@@ -52,6 +53,7 @@ class Writer:
         self.commits = 0
         self.rows = 0
         self.commit_seconds: deque[float] = deque(maxlen=1_000)
+        self.commit_histogram = Histogram()
         self.flush_errors = 0
         self._errors_at: deque[float] = deque(maxlen=GIVE_UP_AFTER)
         self._since_checkpoint = 0
@@ -146,7 +148,9 @@ class Writer:
             if jobs:
                 self.commits += 1
                 self.rows += sum(job.weight for job in jobs)
-                self.commit_seconds.append(time.perf_counter() - started)
+                took = time.perf_counter() - started
+                self.commit_seconds.append(took)
+                self.commit_histogram.add(took)
             return
         if is_full(error):
             _refuse(jobs, self.file)

@@ -161,6 +161,11 @@ class Watchdog:
         self._read_due = 0.0
         self._bell.set()
 
+    @property
+    def clock_skew(self) -> float | None:
+        """Seconds that our clock is ahead of the servers'; None while nothing is known."""
+        return self._time.offset
+
     def heard(self, source: str) -> None:
         """A webhook of this source came."""
         self._sources.heard(source, self._time.now())
