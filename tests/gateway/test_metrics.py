@@ -6,15 +6,16 @@ import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from fastpush.gateway.counters import Counters, Histogram
+from fastpush.gateway.counters import BOUNDS, Counters, Histogram
 from fastpush.gateway.dispatcher.verdicts import KNOWN_REASONS
-from fastpush.gateway.metrics import APPS, OTHER, Collector
-from fastpush.gateway.outbox import Entry, Waiting
+from fastpush.gateway.metrics import APPS, OTHER, STATES, Collector
+from fastpush.gateway.outbox import Entry, Outcome, Waiting
 from fastpush.simulator.faults import Answer, Refuse
 from tests.gateway.console_house import open_house
 
@@ -108,6 +109,27 @@ def test_skew_token_and_starts_are_read_as_they_are():
     gateway.watchdog.clock_skew = None  # no server was heard
     names = {sample.name for family in Collector(gateway).collect() for sample in family.samples}
     assert "fastpush_clock_skew_seconds" not in names
+
+
+MATCHER = re.compile(r'([a-z_]+)=~?"([^"]*)"')
+
+
+def test_rules_and_panels_ask_for_label_values_that_there_are():
+    """A misspelt value matches nothing: a rule that never fires."""
+    alerts = (ROOT / "deploy" / "prometheus-alerts.yml").read_text()
+    board = (ROOT / "deploy" / "grafana-dashboard.json").read_text().replace('\\"', '"')
+    known = {
+        "outcome": set(get_args(Outcome)),
+        "reason": KNOWN_REASONS | {"Superseded"},
+        "state": set(STATES),
+        "priority": {"high", "normal"},
+        "kind": {"canary"},
+        "le": {f"{bound:g}" for bound in BOUNDS},
+    }
+    asked = [(name, one) for name, text in MATCHER.findall(alerts + board) for one in text.split("|")]
+    assert {name for name, _ in asked} == {*known, "code"}
+    for name, one in asked:
+        assert one in known.get(name, {one}), (name, one)
 
 
 async def test_names_follow_prometheus_conventions(house):
