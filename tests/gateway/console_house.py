@@ -84,6 +84,10 @@ class House:
         """Let the index of what was accepted and ended come to the present."""
         await self.gateway.outbox._fill_index()
 
+    def handle(self, token):
+        """What stands for a phone's device token in the console's addresses, once somebody is logged in."""
+        return self.gateway.sessions.handles.seal("opm", token)
+
     async def _something(self, seen):
         with trio.move_on_after(0.05):
             return await self.gateway.outbox.wait_for_work(seen)

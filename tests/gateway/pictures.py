@@ -124,13 +124,13 @@ async def live(house, *, rough: bool) -> dict[str, str]:
         "failed": f"/notifications/{id_of(lost)}",
         "batch": f"/batches/{lost.batch}",
         "fanout": f"/batches/{push}?device={house.tokens[0][-4:]}",
-        "fanouts-of-device": f"/batches?app=opm&device={house.tokens[0]}",
+        "fanouts-of-device": f"/batches?app=opm&device={house.handle(house.tokens[0])}",
         "counted": f"/notifications/{uuid.UUID(bytes=passages[push].apns_id)}",
         "search": f"/notifications?device={house.tokens[0][-4:]}",
         "search-nothing": "/notifications?device=0123abcd",
         "search-wrong": "/notifications?device=xyz",
-        "device": f"/devices/opm/{house.tokens[0]}",
-        "dead-device": f"/devices/opm/{dead}",
+        "device": f"/devices/opm/{house.handle(house.tokens[0])}",
+        "dead-device": f"/devices/opm/{house.handle(dead)}",
     }
 
 
@@ -199,6 +199,7 @@ async def _house(folder: Path, *, empty: bool, days: int, rough: bool, work) -> 
     async with open_house(folder, days=days, phones=0 if empty else 3) as house:
         pages = dict(PAGES)
         if not empty:
+            await house.browser()  # for the addresses of devices
             pages |= await live(house, rough=rough)
         await trio.to_thread.run_sync(work, house, pages)
 

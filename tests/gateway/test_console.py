@@ -6,20 +6,24 @@ import re
 import uuid
 from datetime import UTC, datetime
 from functools import partial
+from html import unescape
 from urllib.parse import quote
 
 import httpx
 import pytest
 import trio
 
+from fastpush.gateway.console import devices, fanouts, notifications
 from fastpush.gateway.console.charts import Line, chart, scale, shown
 from fastpush.gateway.console.fanouts import tell
+from fastpush.gateway.console.handles import KEY_OCTETS, Handles
 from fastpush.gateway.console.sessions import IDLE, LONGEST, SAID_FOR, TICKET_FOR, Sessions
 from fastpush.gateway.console.webhooks import expanded
 from fastpush.gateway.devices import Device
 from fastpush.gateway.outbox import Attempt, Audience, Entry, FanoutRecord, Passage
 from fastpush.gateway.phone import card
 from fastpush.gateway.storage import Limits, open_storage
+from fastpush.simulator.faults import Answer
 from tests.gateway.console_house import csrf_of, open_house
 
 PAGES = (
@@ -321,7 +325,7 @@ async def test_what_is_done_stands_in_the_audit_log_under_the_keys_name(house):
 
 async def test_a_test_push_reaches_the_phone(house):
     client = await house.browser()
-    path = f"/devices/opm/{house.tokens[0]}"
+    path = f"/devices/opm/{house.handle(house.tokens[0])}"
     page = await client.get(path)
     answer = await client.post(f"{path}/test", data={"csrf": csrf_of(page.text)})
     assert answer.status_code == 303
@@ -329,6 +333,90 @@ async def test_a_test_push_reaches_the_phone(house):
     story = await client.get(answer.headers["location"])
     assert "accepted" in story.text
     assert "Test of fastpush" in story.text
+
+
+async def test_no_whole_device_token_is_in_an_address_or_a_page(house, monkeypatch):
+    monkeypatch.setattr(devices, "PAGE", 2)
+    monkeypatch.setattr(fanouts, "PAGE", 2)
+    monkeypatch.setattr(fanouts, "NEWEST", 1)
+    monkeypatch.setattr(notifications, "PAGE", 2)
+    for number in range(3):
+        await house.critical(f"sw-{number}", entity=f"e{number}")
+    await house.settled()
+    refused = [Answer(status=410, reason="Unregistered", device_token=token) for token in house.tokens[2:]]
+    house.simulator.faults.add(*refused)
+    entry = Entry(house.tokens[0], b'{"aps":{"alert":"hello"}}')
+    await house.gateway.outbox.accept("opm", [entry] * 2 + [Entry(house.tokens[2], entry.payload)])
+    await house.critical("sw-9", entity="e9")
+    await house.settled()
+    await house.gateway.devices.settle()
+    await house.gateway.outbox.pause("opm")
+    await house.gateway.outbox.accept("opm", [entry] * 3)
+    await house.gateway.outbox.purge("opm")
+    await house.gateway.outbox.resume("opm")
+    await house.indexed()
+    (fanout, *_) = (await house.gateway.outbox.fanouts()).rows
+    client = await house.browser()
+    whole, seen = house.tokens[0], set()
+    left = [
+        *PAGES,
+        *(f"/notifications?device={token[-8:]}" for token in house.tokens),
+        f"/notifications?device={whole}&app=opm",
+        f"/batches/{fanout.batch}?device={whole.upper()}",
+        f"/batches/{fanout.batch}?device={house.tokens[2][-8:]}",
+        *(f"/devices/opm/{house.handle(token)}" for token in house.tokens),
+    ]
+    while left:
+        path = left.pop()
+        if path in seen or path.startswith(("/static/", "#")):
+            continue
+        seen.add(path)
+        answer = await client.get(path)
+        found = answer.text + answer.headers.get("location", "")
+        assert not [token for token in house.tokens if token in found.lower()], path
+        if answer.status_code == 303:
+            left.append(answer.headers["location"])
+        left += [unescape(link) for link in re.findall(r'href="(/[^"]*)"', answer.text)]
+    assert any(path.startswith("/devices?app=opm&after=") for path in seen), "the list's second page"
+    assert any(re.match(r"/batches\?app=opm&device=.*&below=", path) for path in seen), "older fan-outs"
+    assert any("cursor=" in path for path in seen), "the search's second page"
+
+
+@pytest.mark.parametrize("name", ["alice", "nightwatch"])
+async def test_a_whole_device_token_that_was_typed_stays_in_the_form(house, name):
+    await house.critical()
+    await house.settled()
+    (fanout,) = (await house.gateway.outbox.fanouts()).rows
+    client, token = await house.browser(name), house.tokens[0]
+    for path in ("/notifications", f"/batches/{fanout.batch}"):
+        page = (await client.get(path)).text
+        assert not re.search(r'method="get"[^<]*>(?:(?!</form>).)*name="device"', page, re.DOTALL)
+        form = {"csrf": csrf_of(page), "device": f" {token.upper()} ", "app": "opm"}
+        answer = await client.post(path, data=form)
+        where = answer.headers["location"]
+        assert answer.status_code == 303
+        assert token[-16:].upper() in where
+        assert token[-17:].upper() not in where
+        assert "✓ accepted" in (await client.get(where)).text
+    form = {"csrf": csrf_of((await client.get("/notifications")).text), "id": token}
+    answer = await client.post("/notifications", data=form)
+    assert answer.status_code == 422, "it is no apns-id"
+    assert token not in answer.text
+    async with house.stranger() as stranger:
+        where = (await stranger.get("/notifications", params={"device": token})).headers["location"]
+        assert token not in where, "before the login too"
+
+
+async def test_a_handle_is_for_one_app_and_gateway():
+    ours, others, token = Handles(b"a" * KEY_OCTETS), Handles(b"b" * KEY_OCTETS), "0123456789abcdef" * 4
+    handle = ours.seal("opm", token)
+    assert ours.seal("opm", token) == handle, "a bookmark stays good"
+    assert re.fullmatch(r"[\w-]+", handle)
+    assert ours.open("opm", handle) == token
+    assert ours.open("other", handle) is None
+    assert others.open("opm", handle) is None
+    for odd in ("", "ab", token, handle[:-1], handle + "A", "ä", "=" * 9, "A" * 5_000):
+        assert ours.open("opm", odd) is None, odd
 
 
 async def test_an_enrolment_code_is_shown_once(house):
@@ -566,9 +654,9 @@ async def test_a_device_of_which_a_fan_out_keeps_no_row_is_told_of(house):
     client = await house.browser()
     for path in (
         f"/notifications?device={device[-6:].upper()}",
-        f"/notifications?device={device}&app=opm&outcome=accepted",
+        f"/notifications?device={device[-16:]}&app=opm&outcome=accepted",
         f"/batches/{fanout.batch}?device={device[-5:]}",
-        f"/batches?app=opm&device={device}",
+        f"/batches?app=opm&device={house.handle(device)}",
     ):
         page = (await client.get(path)).text
         assert "✓ accepted" in page, path
@@ -788,6 +876,8 @@ FORMS = {
     "/alarms/{alarm}/acknowledge": ("generation",),
     "/alarms/none/acknowledge": ("generation",),
     "/failures/again": ("apns_id", "app", "reason", "back"),
+    "/notifications": ("id", "app", "outcome", "reason", "device", "source", "after", "before"),
+    "/batches/7": ("device",),
     "/webhooks/preview/result": ("body", "routes", "kind", "source"),
     "/devices/codes": ("app", "user", "tags"),
     "/credentials/opm": ("file", "password", "key_id", "team_id"),

@@ -295,8 +295,8 @@ async def test_axe_finds_nothing(house, scheme):
             pages.extend(
                 [f"/batches/{told.push}?device={device[-6:]}", f"/notifications?device={device[-6:]}"]
             )
-            pages.append(f"/batches?app=opm&device={device}")
-            pages.append(f"/devices/opm/{house.tokens[0]}")
+            pages.append(f"/batches?app=opm&device={house.handle(device)}")
+            pages.append(f"/devices/opm/{house.handle(house.tokens[0])}")
 
     pages = list(PAGES)
     await browse(house, story, color_scheme=scheme, bypass_csp=True)

@@ -25,8 +25,8 @@ def routes(console: Console) -> list[BaseRoute]:
     return [
         page_route(console, "/devices", listed),
         page_route(console, "/devices/codes", coded, "POST"),
-        page_route(console, "/devices/{app}/{device_token}", shown),
-        page_route(console, "/devices/{app}/{device_token}/test", tried, "POST"),
+        page_route(console, "/devices/{app}/{handle}", shown),
+        page_route(console, "/devices/{app}/{handle}/test", tried, "POST"),
     ]
 
 
@@ -37,9 +37,7 @@ async def listed(visit: Visit) -> Response:
 async def _list(visit: Visit, code: Any = None) -> Response:
     devices, apps = visit.gateway.devices, list(visit.gateway.apps)
     app = visit.asked("app") if visit.asked("app") in apps else (apps[0] if apps else "")
-    tag, after = visit.asked("tag")[:256], visit.asked("after")
-    if not all(digit in "0123456789abcdef" for digit in after) or len(after) % 2:
-        after = ""
+    tag, after = visit.asked("tag")[:256], visit.opened(app, visit.asked("after")) or ""
     found = await _page(devices, app, tag, after) if app else []
     query = urlencode({"app": app, "tag": tag} if tag else {"app": app})
     return visit.render(
@@ -53,7 +51,9 @@ async def _list(visit: Visit, code: Any = None) -> Response:
         events=await devices.latest_events(app or None),
         code=code,
         newest=f"/devices?{query}" if after else "",
-        next=f"/devices?{query}&after={found[PAGE - 1].device_token}" if len(found) > PAGE else "",
+        next=f"/devices?{query}&after={visit.handle(app, found[PAGE - 1].device_token)}"
+        if len(found) > PAGE
+        else "",
     )
 
 
@@ -99,7 +99,8 @@ async def coded(visit: Visit) -> Response:
 
 async def _device(visit: Visit) -> Any:
     where = visit.request.path_params
-    device = await visit.gateway.devices.get(where["app"], where["device_token"])
+    token = visit.opened(where["app"], where["handle"])
+    device = None if token is None else await visit.gateway.devices.get(where["app"], token)
     if device is None:
         raise Problem(404, "no such device", "It is not registered, or not any more.")
     return device

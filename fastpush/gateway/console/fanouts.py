@@ -106,19 +106,22 @@ async def _trail(visit: Visit, device: Device, limit: int, **narrowed: Any) -> T
     page = await outbox.fanouts(app=device.app, tags=device.tags, limit=limit, **narrowed)
     found = await outbox.passages([one.batch for one in page.rows], device.device_token)
     rows = [tell(one, one.audience, device, found[one.batch]) for one in page.rows if one.batch in found]
-    query = urlencode({"app": device.app, "device": device.device_token, "below": page.below})
+    query = urlencode(
+        {"app": device.app, "device": visit.handle(device.app, device.device_token), "below": page.below}
+    )
     return Trail(device, rows, f"/batches?{query}" if page.below else "")
 
 
 async def listed(visit: Visit) -> Response:
-    """All fan-outs; those that mean one device where its whole device token is given."""
-    app, token, below = visit.asked("app"), visit.asked("device"), visit.place("below")
+    """All fan-outs; those that mean one device where its handle is given."""
+    app, below = visit.asked("app"), visit.place("below")
     app = app if app in visit.gateway.apps else ""
+    token = visit.opened(app, visit.asked("device"))
     device = await visit.gateway.devices.get(app, token) if app and token else None
     query = {"app": app} if app else {}
     rows: Sequence[Any]
     if device is not None:
-        query["device"] = device.device_token
+        query["device"] = visit.handle(app, device.device_token)
         _, rows, older = await _trail(visit, device, PAGE, below=below)
     else:
         page = await visit.gateway.outbox.fanouts(app=app or None, below=below, limit=PAGE)

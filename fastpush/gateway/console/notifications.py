@@ -14,6 +14,7 @@ from starlette.routing import BaseRoute
 
 from fastpush.gateway.console import fanouts
 from fastpush.gateway.console.fanouts import Trail
+from fastpush.gateway.console.handles import ending
 from fastpush.gateway.console.pages import Console, Visit, page_route, row_number
 from fastpush.gateway.outbox import apns_id_base, batch_of
 from fastpush.gateway.phone import card
@@ -22,6 +23,7 @@ from fastpush.gateway.problems import Problem
 __all__ = ["Earlier", "pushed", "routes"]
 
 PAGE = 50
+ID_DIGITS = 32
 LOOK_BACK = 5  # pushes before one that are looked at for the banner that it replaced
 FIELDS = ("id", "app", "outcome", "reason", "device", "source", "after", "before")
 OUTCOMES = ("waiting", "accepted", "rejected", "expired", "failed", "unknown")
@@ -29,10 +31,31 @@ OUTCOMES = ("waiting", "accepted", "rejected", "expired", "failed", "unknown")
 
 def routes(console: Console) -> list[BaseRoute]:
     return [
-        page_route(console, "/notifications", listed),
+        page_route(console, "/notifications", listed, digits="device"),
+        page_route(console, "/notifications", asked_for, "POST", changes=False),
         page_route(console, "/notifications/{apns_id}", shown),
-        page_route(console, "/batches/{id}", batch),
+        page_route(console, "/batches/{id}", batch, digits="device"),
+        page_route(console, "/batches/{id}", asked_of, "POST", changes=False),
     ]
+
+
+async def asked_for(visit: Visit) -> Response:
+    """A search as it was typed: a whole device token may be in it, and only its end goes on."""
+    wanted = {name: visit.given(name)[:256] for name in FIELDS} | {"device": ending(visit.given("device"))}
+    if len(wanted["id"].replace("-", "")) > ID_DIGITS:
+        raise Problem(
+            422, "no apns-id", f"An apns-id has {ID_DIGITS} hex digits, the number of a batch fewer."
+        )
+    query = urlencode({name: value for name, value in wanted.items() if value})
+    return visit.back(f"/notifications?{query}" if query else "/notifications")
+
+
+async def asked_of(visit: Visit) -> Response:
+    """Whether a device was among those of a fan-out, as it was typed."""
+    number = row_number(visit.request.path_params["id"])
+    if number is None:
+        raise Problem(404, "no such batch", "There is none with this id, or it is older than what is kept.")
+    return visit.back(f"/batches/{number}?{urlencode({'device': ending(visit.given('device'))})}#among")
 
 
 class Earlier(NamedTuple):

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, final
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import jinja2
 import msgspec
@@ -24,6 +24,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from fastpush.gateway.console.handles import MOST_DIGITS, ending
 from fastpush.gateway.console.sessions import Session, Sessions
 from fastpush.gateway.phone import Card, card
 from fastpush.gateway.problems import Problem
@@ -105,6 +106,18 @@ class Visit:
         value = self.form.get(name, default)
         return value.strip() if isinstance(value, str) else default
 
+    def page_of(self, app: str, device_token: str) -> str:
+        """The address of a device's page, in which its device token does not stand."""
+        return f"/devices/{quote(app, safe='')}/{self.handle(app, device_token)}"
+
+    def handle(self, app: str, device_token: str) -> str:
+        """What stands for a device token in an address."""
+        return self.console.sessions.handles.seal(app, device_token)
+
+    def opened(self, app: str, handle: str) -> str | None:
+        """The device token that a handle stands for, None where it is none of this app."""
+        return self.console.sessions.handles.open(app, handle)
+
     def place(self, name: str) -> int | None:
         """A number of the query that says where a list goes on; None where it is none of ours."""
         return row_number(self.asked(name))
@@ -143,10 +156,29 @@ def problem_page(problem: Problem) -> Response:
     return Response(text, problem.status, HEADERS | problem.headers, "text/html; charset=utf-8")
 
 
-def page_route(console: Console, path: str, handler: Handler, *methods: str) -> BaseRoute:
-    """A route for who is logged in: GET for all of them, POST for administrators and by our own forms."""
+def page_route(
+    console: Console, path: str, handler: Handler, *methods: str, changes: bool = True, digits: str = ""
+) -> BaseRoute:
+    """A route for who is logged in: GET for all of them, POST for administrators and by our own forms.
+
+    Args:
+      changes: False for a POST that only asks, with what does not belong in an address.
+      digits: the name of a value of the query that is the end of a device token. Who brings a whole one in
+        an address of their own is led on, before anything else, to one that has its last digits only.
+    """
 
     async def endpoint(request: Request) -> Response:
+        if digits and request.method == "GET":
+            cut = [
+                (name, ending(value) if name == digits else value)
+                for name, value in request.query_params.multi_items()
+            ]
+            if any(
+                len(value) > MOST_DIGITS and ending(value) != value
+                for name, value in request.query_params.multi_items()
+                if name == digits
+            ):
+                return RedirectResponse(f"{quote(request.url.path)}?{urlencode(cut)}", 303, HEADERS)
         session = await console.sessions.find(cookie_of(request))
         principal = None if session is None else principal_of(console.gateway, session.key_id)
         if session is None or principal is None:
@@ -159,7 +191,7 @@ def page_route(console: Console, path: str, handler: Handler, *methods: str) -> 
         try:
             if request.method != "GET":
                 form = await own_form(request, session)
-                if "admin" not in principal.scopes:
+                if changes and "admin" not in principal.scopes:
                     raise Problem(403, "Read only", f"The key {principal.name} may look and change nothing.")
             return await handler(Visit(console, request, session, principal, form, notices))
         except Problem as problem:

@@ -1,5 +1,7 @@
 """Who is logged in to the console: a cookie's digest, the key behind it, and when it was last seen.
 
+Beside it in the storage is the key that seals device tokens in the console's addresses.
+
 A session is good while its key is: the next request after a key is revoked or has expired finds none.
 """
 
@@ -14,16 +16,24 @@ from typing import Any, final
 
 import msgspec
 
-from fastpush.gateway.storage import Storage
+from fastpush.gateway.console.handles import KEY_OCTETS, Handles
+from fastpush.gateway.storage import Migration, Storage
 
 __all__ = ["Session", "Sessions"]
 
-_MIGRATIONS = [
+
+def _draw_key(connection: sqlite3.Connection) -> None:
+    connection.execute("CREATE TABLE console_key (id INTEGER PRIMARY KEY CHECK (id = 1), key BLOB NOT NULL)")
+    connection.execute("INSERT INTO console_key VALUES (1, ?)", (secrets.token_bytes(KEY_OCTETS),))
+
+
+_MIGRATIONS: list[Migration] = [
     [
         """CREATE TABLE console_session (
         digest BLOB PRIMARY KEY, key_id TEXT NOT NULL, began_at REAL NOT NULL, seen_at REAL NOT NULL
     ) WITHOUT ROWID"""
     ],
+    _draw_key,
 ]
 LONGEST = 7 * 86_400.0  # seconds; then one logs in again
 IDLE = 24 * 3_600.0
@@ -64,6 +74,13 @@ class Sessions:
         self._sessions: dict[bytes, Session] | None = None
         self._tickets: dict[bytes, tuple[str, float]] = {}
         self._said: dict[bytes, dict[str, tuple[str, float]]] = {}
+        self._handles: Handles | None = None
+
+    @property
+    def handles(self) -> Handles:
+        """What stands for device tokens in addresses; there once a session was found."""
+        assert self._handles is not None
+        return self._handles
 
     async def begin(self, key_id: str) -> tuple[str, Session]:
         """A new session. Gives the cookie's value, and the session."""
@@ -141,6 +158,7 @@ class Sessions:
     async def _loaded(self) -> dict[bytes, Session]:
         if self._sessions is None:
             await self._storage.add_schema("console", _MIGRATIONS)
+            self._handles = Handles(await self._storage.read(_key))
             rows = await self._storage.read(_rows)
             if self._sessions is None:
                 self._sessions = {row[0]: Session(*row) for row in rows}
@@ -155,6 +173,11 @@ class Sessions:
 
 def _rows(connection: sqlite3.Connection) -> list[tuple[bytes, str, float, float]]:
     return connection.execute("SELECT digest, key_id, began_at, seen_at FROM console_session").fetchall()
+
+
+def _key(connection: sqlite3.Connection) -> bytes:
+    (key,) = connection.execute("SELECT key FROM console_key").fetchone()
+    return bytes(key)
 
 
 def _digest(value: str) -> bytes:
