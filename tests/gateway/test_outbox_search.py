@@ -1,11 +1,15 @@
 """Searching what was accepted: found by each of its marks, newest first, in the index yet or not."""
 
+import itertools
+from contextlib import suppress
+
 import pytest
 import trio
 import trio.testing
 
-from fastpush.gateway.outbox import Audience, End, Entry, Retry, search
+from fastpush.gateway.outbox import Audience, End, Entry, Retry, index, search
 from fastpush.gateway.outbox.sqlite import Keep
+from fastpush.gateway.storage import StorageFull
 from tests.gateway.test_outbox import APP, Life, ends, entries, entry
 
 OTHER = "com.example.other"
@@ -124,6 +128,45 @@ async def test_the_index_goes_on_after_a_restart_and_catches_up_with_ends(life):
         assert len(await all_of(outbox)) == 13
         await outbox._fill_index()
         assert len(await all_of(outbox)) == 13
+
+
+@pytest.mark.parametrize(
+    ("known", "refused"), [*((True, place) for place in range(4)), *((False, place) for place in range(2))]
+)
+async def test_what_the_disk_refused_comes_into_the_index_later(life, monkeypatch, known, refused):
+    monkeypatch.setattr(index, "SEGMENT", 2)
+    async with life as outbox:
+        storage, tries = life.storage, itertools.count()
+        write = storage.write
+
+        async def written(change, **how):
+            if next(tries) == refused:
+                raise StorageFull("the disk is full")
+            return await write(change, **how)
+
+        async def fill_index():
+            monkeypatch.setattr(storage, "write", written)
+            with suppress(StorageFull):
+                await outbox._fill_index()
+            monkeypatch.setattr(storage, "write", write)
+
+        batches = [(await outbox.accept(APP, entries(1, n))).batch for n in range(5)]
+        fanout = (await outbox.accept_fanout(APP, Audience(), Entry(None, b"{}"))).batch
+        await outbox.claim_fanouts(APP)
+        token = f"{7:064x}"
+        failed = End(fanout, -1, "failed", life.clock(), 503, "ServiceUnavailable", 3, token)
+        claims = await outbox.claim(APP, 9)
+        if known:  # to the index, without its ends
+            await later(life, outbox)
+        await outbox.settle_page(fanout, token, accepted=0, ends=[failed], retries=[], last=True)
+        await outbox.settle(ends(claims))
+        life.clock.now += 60
+        await fill_index()
+        assert next(tries) > refused, "the disk was full for a moment"
+        await outbox._fill_index()
+        assert await all_of(outbox, outcome="waiting") == []
+        assert {hit.batch for hit in await all_of(outbox, outcome="accepted")} == {*batches, fanout}
+        assert [hit.device_token for hit in await all_of(outbox, outcome="failed")] == [token]
 
 
 async def test_an_own_apns_id_is_found_by_its_beginning(life):

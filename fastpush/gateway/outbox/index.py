@@ -153,25 +153,16 @@ class Indexer:
             self._loaded = True
         settled = now - SETTLED_AFTER - 2 * storage.pending_after
         upto = int(settled * 1_000) << 20
-        touched = {number for number in self._touched if number <= self._indexed}
+        wanted = sorted(number for number in self._touched if number <= self._indexed)
         # Those behind the index get their ends when they are put into it.
         self._touched = {number for number in self._touched if number > upto}
-        wanted = sorted(touched)
-        for first in range(0, len(wanted), SEGMENT):
-            part = wanted[first : first + SEGMENT]
-            changes = await storage.read(lambda connection, part=part: _changed(connection, part))  # type: ignore[misc]
-            if changes:
-                await storage.write(
-                    lambda connection, changes=changes: (
-                        connection.executemany(  # type: ignore[misc]
-                            "UPDATE segment SET waiting = ?, classes = ?, codes = ? WHERE id = ?", changes
-                        )
-                        and None
-                    ),
-                    essential=True,
-                )
-            ends = await storage.read(lambda connection, part=part: _device_ends(connection, part))  # type: ignore[misc]
-            await self._append(DEVICES, ends.rows, None, ends.logs)
+        done = 0
+        try:
+            for done in range(0, len(wanted), SEGMENT):
+                await self._follow(wanted[done : done + SEGMENT])
+            done = len(wanted)
+        finally:
+            self._touched.update(wanted[done:])  # what the disk refused is tried again
         while True:
             page = await storage.read(lambda connection: accepted(connection, self._indexed, upto))
             oldest = (page.rows[0][0] >> 20) / 1_000 if page.rows else now
@@ -179,10 +170,29 @@ class Indexer:
                 return
             await self._append(NOTIFICATIONS, page.rows, page.upto, [])
             fanouts = [number for number, _, place, *_ in page.rows if place == -1]
-            ends = await storage.read(lambda connection, some=fanouts: _device_ends(connection, some))  # type: ignore[misc]
-            await self._append(DEVICES, ends.rows, None, ends.logs)
+            try:
+                ends = await storage.read(lambda connection, some=fanouts: _device_ends(connection, some))  # type: ignore[misc]
+                await self._append(DEVICES, ends.rows, None, ends.logs)
+            except BaseException:
+                self._touched.update(fanouts)
+                raise
             if not page.more:
                 return
+
+    async def _follow(self, batches: list[int]) -> None:
+        """Bring the ends of batches and fan-outs that are in the index into it."""
+        storage = self._storage
+        changes = await storage.read(lambda connection: _changed(connection, batches))
+
+        def change(connection: sqlite3.Connection) -> None:
+            connection.executemany(
+                "UPDATE segment SET waiting = ?, classes = ?, codes = ? WHERE id = ?", changes
+            )
+
+        if changes:
+            await storage.write(change, essential=True)
+        ends = await storage.read(lambda connection: _device_ends(connection, batches))
+        await self._append(DEVICES, ends.rows, None, ends.logs)
 
     async def _append(
         self, kind: int, rows: Sequence[Row], upto: int | None, logs: Sequence[tuple[int, int]]
