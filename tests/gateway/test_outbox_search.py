@@ -7,7 +7,7 @@ import pytest
 import trio
 import trio.testing
 
-from fastpush.gateway.outbox import Audience, End, Entry, Retry, index, search
+from fastpush.gateway.outbox import Audience, End, Entry, OutboxBusy, Retry, index, search, sqlite
 from fastpush.gateway.outbox.sqlite import Keep
 from fastpush.gateway.storage import StorageFull
 from tests.gateway.test_outbox import APP, Life, ends, entries, entry
@@ -244,6 +244,51 @@ async def test_dead_letters_are_sent_again_once_and_linked(life):
         (new,) = await outbox.claim(APP, 9)
         assert new.entry == entry(33)
         assert (await outbox.find(new.apns_id)).source == "opmanager"
+
+
+async def test_what_of_a_reason_was_sent_again_is_told_whatever_came_between(life, monkeypatch):
+    monkeypatch.setattr(sqlite, "AGAIN_AT_ONCE", 2)
+    async with life as outbox:
+        for source in ("a", "b", "a"):
+            await outbox.accept(APP, entries(2), source=source)
+        await outbox.settle(ends(await outbox.claim(APP, 9), "failed", reason="Shutdown"))
+        await later(life, outbox)
+        last = (await all_of(outbox, outcome="failed"))[-1]
+        search, pages = outbox.search, itertools.count()
+
+        async def raced(**query):
+            page = await search(**query)
+            if next(pages) == 2:  # another operator, after the page was read
+                await outbox.send_again(apns_id=last.apns_id)
+            return page
+
+        outbox.search = raced
+        done = await outbox.send_again(app=APP, reason="Shutdown")
+        outbox.search = search
+        assert (done.count, done.meanwhile, done.gone, done.stopped) == (5, 1, 0, "")
+        claims = await outbox.claim(APP, 9)
+        assert len(claims) == 6, "each once"
+        assert all(hit.sent_again for hit in await all_of(outbox, reason="Shutdown"))
+
+        await outbox.settle(ends(claims, "failed", reason="Again"))
+        await later(life, outbox)
+        accept, tries = outbox._accept, itertools.count()
+
+        async def busy(*arguments, **fields):
+            if next(tries) == full_at:
+                raise OutboxBusy("9 notifications wait to be sent", 1.0)
+            return await accept(*arguments, **fields)
+
+        outbox._accept = busy
+        full_at = 0
+        with pytest.raises(OutboxBusy):
+            await outbox.send_again(app=APP, reason="Again")
+        full_at = 3
+        done = await outbox.send_again(app=APP, reason="Again")
+        assert 0 < done.count < 6
+        assert done.stopped == "9 notifications wait to be sent"
+        assert len(await outbox.claim(APP, 9)) == done.count
+        assert (await outbox.send_again(app=APP, reason="Again")).count == 6 - done.count
 
 
 async def test_an_expiration_is_renewed_and_what_has_no_payload_is_counted(life):

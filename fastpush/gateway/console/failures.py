@@ -49,5 +49,9 @@ async def sent_again(visit: Visit) -> Response:
     said = f"{sent.count:,} accepted once more."
     if sent.gone:
         said += f" Of {sent.gone:,} the payload is not kept any more."
+    if sent.meanwhile:
+        said += f" {sent.meanwhile:,} somebody else sent again at the same moment."
+    if sent.stopped:
+        said += f" The rest was not: {sent.stopped}"
     back = visit.given("back")
     return visit.back(back if back.startswith("/notifications/") else "/failures", said)

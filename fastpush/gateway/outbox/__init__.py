@@ -321,11 +321,15 @@ class SentAgain(msgspec.Struct, frozen=True):
       count: accepted now, under new apns-ids.
       batches: their ids.
       gone: of which the payload is no longer kept.
+      meanwhile: that somebody else sent again at the same moment.
+      stopped: why the rest was not taken, "" where there is none; it may be sent again later.
     """
 
     count: int
     batches: tuple[int, ...]
     gone: int
+    meanwhile: int = 0
+    stopped: str = ""
 
 
 class BatchRecord(msgspec.Struct, frozen=True):
@@ -606,11 +610,12 @@ class Outbox(Protocol):
     ) -> SentAgain:
         """Accept what failed once more, with the same content, linked to it: one, or all of a reason.
 
-        None is sent again twice. With `apns_id` also what was rejected, expired, or is unknown.
+        None is sent again twice. With `apns_id` also what was rejected, expired, or is unknown. What was
+        accepted before something stood in the way stays accepted, and is told.
 
         Raises:
           LookupError: there is no such notification, or it has no such end; the message says which.
-          OutboxBusy: what was accepted until then stays accepted.
+          OutboxBusy, StorageError: and nothing was accepted.
         """
 
     @property

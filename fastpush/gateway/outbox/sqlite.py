@@ -59,9 +59,11 @@ from fastpush.gateway.outbox.lanes import App, Memory, Walk
 from fastpush.gateway.outbox.packing import pack_entries
 from fastpush.gateway.outbox.settlement import Kinds, Settlement
 from fastpush.gateway.outbox.work import Work
-from fastpush.gateway.storage import Job, Storage, StorageFull, StorageUnknown, Value
+from fastpush.gateway.storage import Job, Storage, StorageError, StorageFull, StorageUnknown, Value
 
 __all__ = ["Keep", "OutboxLimits", "SqliteOutbox", "open_outbox"]
+
+AGAIN_AT_ONCE = 1_000  # dead letters
 
 
 class OutboxLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -584,14 +586,30 @@ class SqliteOutbox:
         again = partial(dead_letters.send_again, self._storage, self._accept)
         expiration = int(self._clock() + expires_after)
         if apns_id is not None:
-            return await again([dead_letters.dead_letter(await self.find(apns_id))], expiration=expiration)
+            done = await again([dead_letters.dead_letter(await self.find(apns_id))], expiration=expiration)
+            if done.meanwhile:
+                raise LookupError("it was sent again already")
+            return done
         total, cursor = SentAgain(0, (), 0), None
         while True:
-            page = await self.search(app=app, outcome="failed", reason=reason, cursor=cursor, limit=1_000)
-            done = await again([hit for hit in page.rows if not hit.sent_again], expiration=expiration)
-            total = SentAgain(total.count + done.count, total.batches + done.batches, total.gone + done.gone)
+            try:
+                page = await self.search(
+                    app=app, outcome="failed", reason=reason, cursor=cursor, limit=AGAIN_AT_ONCE
+                )
+                done = await again([hit for hit in page.rows if not hit.sent_again], expiration=expiration)
+            except (OutboxBusy, StorageError) as error:
+                if not total.count:
+                    raise
+                return msgspec.structs.replace(total, stopped=str(error))
+            total = SentAgain(
+                total.count + done.count,
+                total.batches + done.batches,
+                total.gone + done.gone,
+                total.meanwhile + done.meanwhile,
+                done.stopped,
+            )
             cursor = page.cursor
-            if cursor is None:
+            if cursor is None or total.stopped:
                 return total
 
     def waiting(self) -> dict[str, Waiting]:
