@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 
@@ -230,6 +230,32 @@ async def test_times_are_the_readers_and_exact_on_hover(house):
         assert shown == (hour + 9) % 24
 
     await browse(house, story, timezone_id="Asia/Tokyo")
+
+
+@pytest.mark.parametrize(
+    ("scripts", "words", "typed"),
+    [(True, "your time", "2026-06-01T08:30"), (False, "UTC", "2026-05-31T23:30")],
+)
+async def test_a_search_takes_times_as_the_reader_has_them(house, scripts, words, typed):
+    def story(browser):
+        browser.log_in()
+        browser.go("/notifications")
+        page = browser.page
+        page.get_by_label(f"Accepted after, {words}").fill(typed)
+        page.get_by_role("button", name="Find").click()
+        page.wait_for_url("**/notifications?*")
+        query = parse_qs(urlsplit(page.url).query)
+        assert query.keys() == {"after"}, "the other is empty"
+        assert query["after"][0].startswith("2026-05-31T23:30"), "the address is in UTC"
+        assert page.get_by_label(f"Accepted after, {words}").input_value().startswith(typed)
+        page.get_by_label(f"and before, {words}").fill("2026-06-02T00:00")
+        page.get_by_role("button", name="Find").click()
+        page.wait_for_url("**before=*")
+        query = parse_qs(urlsplit(page.url).query)
+        assert query["after"][0].startswith("2026-05-31T23:30"), "not moved a second time"
+        assert query["before"][0].startswith("2026-06-01T15:00" if scripts else "2026-06-02T00:00")
+
+    await browse(house, story, timezone_id="Asia/Tokyo", java_script_enabled=scripts)
 
 
 async def test_it_is_used_by_keyboard_alone(house):

@@ -15,6 +15,22 @@
     for (const mark of root.querySelectorAll("text[data-time]")) mark.textContent = clock.format(new Date(mark.dataset.time));
   }
 
+  // Fields for times have UTC from the server, and give it UTC; between, they show the reader's zone.
+  function localiseFields() {
+    for (const field of document.querySelectorAll("input[data-utc]")) {
+      const at = new Date(`${field.defaultValue}Z`);
+      if (!Number.isNaN(at.valueOf())) field.value = new Date(at - at.getTimezoneOffset() * 60000).toISOString().slice(0, 19);
+      field.form.addEventListener("formdata", ({ formData }) => {
+        const meant = new Date(field.value);
+        if (!Number.isNaN(meant.valueOf())) formData.set(field.name, meant.toISOString().slice(0, 19));
+      });
+    }
+    for (const zone of document.querySelectorAll("[data-zone]")) {
+      zone.textContent = "your time";
+      zone.title = Intl.DateTimeFormat().resolvedOptions().timeZone;
+    }
+  }
+
   async function refresh() {
     const answer = await fetch(location.href, { credentials: "same-origin", headers: { Accept: "text/html" } });
     if (answer.redirected) return location.reload();
@@ -32,6 +48,7 @@
   }
 
   localise(document);
+  localiseFields();
   if (!document.querySelector("[data-live]") || !window.EventSource) return;
   let waiting = false;
   let busy = false;
