@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import measure
+from benchmarks import data, measure
 from benchmarks.contenders import Contender, Job, python
 from benchmarks.provider_token import SigningKeyFile
 from benchmarks.reporting import Table, say
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         key_file = SigningKeyFile(directory / "AuthKey.p8", arguments.seed)
-        with haproxy(directory, core=cores.sink) as server:
+        with haproxy(directory, body_octets=data.BODY_OCTETS, core=cores.sink) as server:
             sink = f"{server.name} {server.version}"
             base = Job(
                 host=server.host,

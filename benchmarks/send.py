@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks import contenders, measure
+from benchmarks import contenders, data, measure
 from benchmarks.contenders import H2LOAD, Contender, Job
 from benchmarks.provider_token import SigningKeyFile
 from benchmarks.reporting import Table, say
@@ -46,7 +46,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         key_file = SigningKeyFile(directory / "AuthKey.p8", arguments.seed)
-        with haproxy(directory, apns_id=arguments.answers == "apns-id", core=cores.sink) as server:
+        sink_of_this_run = haproxy(
+            directory,
+            apns_id=arguments.answers == "apns-id",
+            body_octets=data.BODY_OCTETS,
+            core=cores.sink,
+        )
+        with sink_of_this_run as server:
 
             def job_for(contender: Contender) -> Job:
                 return Job(

@@ -43,7 +43,7 @@ def test_the_contenders_in_javascript_send_the_same_content():
 @pytest.fixture(scope="module")
 def sink(tmp_path_factory):
     try:
-        with haproxy(tmp_path_factory.mktemp("sink")) as server:
+        with haproxy(tmp_path_factory.mktemp("sink"), body_octets=data.BODY_OCTETS) as server:
             yield server
     except NotInstalled as reason:
         pytest.skip(str(reason))
@@ -90,6 +90,20 @@ def test_a_contender_that_only_claims_to_have_sent_gets_no_figure(sink):
     """A wrong answer has no speed: the sink has seen nothing of these 500."""
     with pytest.raises(measure.NoFigure, match="the sink answered 0 for 500"):
         measure.run_one(boaster(Report(500, 0.001, 0.001, 1)), sink, job(sink, 500), ANYWHERE)
+
+
+def test_a_contender_that_sends_less_than_the_whole_body_gets_no_figure(tmp_path):
+    """The sink answers 400 to what is too short; h2load sends 220 octets."""
+    if contenders.H2LOAD.missing():
+        pytest.skip("h2load is not installed")
+    try:
+        with (
+            haproxy(tmp_path, body_octets=data.BODY_OCTETS + 1) as server,
+            pytest.raises(measure.NoFigure, match=r"^0 of 51 were accepted"),
+        ):
+            measure.run_one(contenders.H2LOAD, server, job(server, 50, warm_up=1), ANYWHERE)
+    except NotInstalled as reason:
+        pytest.skip(str(reason))
 
 
 def test_a_contender_that_loses_one_gets_no_figure(sink):

@@ -109,12 +109,15 @@ class Server:
 
 
 @contextmanager
-def haproxy(directory: Path, *, apns_id: bool = True, core: int | None = None) -> Iterator[Server]:
+def haproxy(
+    directory: Path, *, apns_id: bool = True, body_octets: int = 0, core: int | None = None
+) -> Iterator[Server]:
     """Start haproxy with one thread and 1,000 streams to a connection.
 
     Args:
       directory: an empty one, for its configuration, certificate and socket.
       apns_id: answer with the request's apns-id, as APNs does; otherwise with `:status` and a length only.
+      body_octets: answer 400 to a body that has fewer.
       core: the processor that it may use; None for any.
     """
     program = find("haproxy", "haproxy")
@@ -122,12 +125,16 @@ def haproxy(directory: Path, *, apns_id: bool = True, core: int | None = None) -
     certificates = issue_certificate(directory)
     stats_socket = directory / "stats.sock"
     answer = "http-request return status 200" + (" hdr apns-id %[req.hdr(apns-id)]" if apns_id else "")
+    judge = (
+        f"http-request return status 400 unless {{ req.body_len ge {body_octets} }}" if body_octets else ""
+    )
     configuration = fill_in(
         "haproxy.cfg",
         directory,
         port=port,
         certificate=certificates.chain_with_key,
         stats=stats_socket,
+        judge=judge,
         answer=answer,
     )
 
