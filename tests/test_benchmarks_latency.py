@@ -12,8 +12,10 @@ from benchmarks import data, latency, measure
 from benchmarks.contenders.pacing import PacedJob, PacedReport
 from benchmarks.delay_proxy import Delay, forward
 from benchmarks.percentiles import intended_by_ticks, percentile, summary
-from benchmarks.servers import NotInstalled
+from benchmarks.servers import NotInstalled, haproxy
 from tests.clocks import story_clock
+
+ANYWHERE = measure.Cores(None, None)
 
 
 @pytest.fixture
@@ -127,6 +129,21 @@ def test_a_report_leaves_the_warm_up_out_and_counts_from_the_intended_time():
     assert report.per_second == pytest.approx(100, abs=2)
 
 
+def test_a_sink_that_refuses_all_gives_no_maximum(monkeypatch, tmp_path):
+    """Without a rate only the sender knows how many it sent; both ends accepted none, and agree."""
+
+    def refusing(directory, **arguments):
+        return haproxy(directory, **arguments | {"body_octets": 10_000})
+
+    monkeypatch.setattr(latency, "haproxy", refusing)
+    job = paced_job(rate=0.0, seconds=0.2, warm_up=0.05)
+    try:
+        with pytest.raises(measure.NoFigure, match=r"^0 of .* were accepted"):
+            latency.run_paced(latency.STREAM, job, latency.Cell("stream", 0.0, 200), ANYWHERE, 1)
+    except NotInstalled as reason:
+        pytest.skip(str(reason))
+
+
 def test_what_cannot_keep_up_has_a_lower_rate():
     """Asked for a hundred a second, it answers one each 20 ms."""
     rows = [(n / 100, n / 100, n / 50) for n in range(100)]
@@ -203,7 +220,6 @@ async def test_one_direction_is_carried_to_its_end(clock):
 
 CONDITIONS = {"date": "2026-11-23", "cpu": "none", "cores": 2, "load": 0.0, "python": "3.11", "commit": "0",
               "command": "", "sink": "haproxy", "streams": 1_000}  # fmt: skip
-ANYWHERE = measure.Cores(None, None)
 
 
 def test_a_short_run_at_a_rate_over_a_round_trip(tmp_path):

@@ -45,7 +45,10 @@ class PacedJob:
 class PacedReport:
     """What a paced sender says of itself."""
 
+    sent: int
+    """Pushes that left, the warm-up among them."""
     accepted: int
+    """Those answered with 200."""
     per_second: float
     """Answers a second in the measured time."""
     cpu_seconds: float
@@ -81,6 +84,7 @@ class PacedReport:
             seconds = job.seconds - job.warm_up
             per_second = sum(from_time <= answered < from_time + seconds for _, _, answered in rows) / seconds
         return cls(
+            len(rows),
             accepted,
             per_second,
             cpu_seconds,
