@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import measure, servers
+from benchmarks import contenders, measure, servers
 from benchmarks.contenders import Contender, python
 from benchmarks.contenders.pacing import PacedJob, PacedReport
 from benchmarks.percentiles import H2LOAD_TICK
@@ -46,7 +46,7 @@ class Sender:
 
 STREAM = Contender("stream", "fastpush send_many", python("paced_fastpush", "stream"))
 TASKS = Contender("tasks", "fastpush send", python("paced_fastpush", "tasks"))
-H2LOAD = Contender("h2load", "h2load", python("paced_h2load"))
+H2LOAD = replace(contenders.H2LOAD, title="h2load", command=python("paced_h2load"))
 
 SENDERS = {
     "stream": (

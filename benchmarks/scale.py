@@ -65,7 +65,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 for group, pushes, connections in jobs:
                     if number and pushes >= FULL:
                         continue
-                    title = f"{pushes:,} over {connections}"
+                    title = titled(pushes, connections)
+                    if title in no_figure:
+                        continue
                     job = replace(base, pushes=pushes, connections=connections)
                     try:
                         report = (run_longest if pushes >= FULL else run_one)(server, job, cores)
@@ -77,7 +79,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "benchmark": "scale",
         "conditions": measure.conditions() | {"sink": sink},
-        "figures": [figure(*job, reports) for job, reports in runs.items() if reports],
+        "figures": figures(runs, no_figure),
         "no_figure": no_figure,
     }
 
@@ -104,6 +106,21 @@ def run_longest(server: Server, job: Job, cores: measure.Cores) -> dict[str, Any
     beside += [run_one(server, sample, cores) for _ in range(BESIDE)]
     each = statistics.mean(one["cpu_seconds"] for one in beside) / SAMPLE
     return report | {"to_sample": report["cpu_seconds"] / job.pushes / each}
+
+
+def titled(pushes: int, connections: int) -> str:
+    return f"{pushes:,} over {connections}"
+
+
+def figures(
+    runs: dict[tuple[str, int, int], list[dict[str, Any]]], no_figure: dict[str, str]
+) -> list[dict[str, Any]]:
+    """A line to each job of which no run was wrong."""
+    return [
+        figure(group, pushes, connections, reports)
+        for (group, pushes, connections), reports in runs.items()
+        if reports and titled(pushes, connections) not in no_figure
+    ]
 
 
 def figure(group: str, pushes: int, connections: int, reports: list[dict[str, Any]]) -> dict[str, Any]:

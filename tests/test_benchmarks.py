@@ -106,6 +106,37 @@ def test_a_contender_that_sends_less_than_the_whole_body_gets_no_figure(tmp_path
         pytest.skip(str(reason))
 
 
+@pytest.mark.parametrize(
+    ("name", "cure"),
+    [
+        ("h2load", "apt install nghttp2-client"),
+        ("h2load-4", "apt install nghttp2-client"),
+        ("node", "apt install nodejs npm"),
+        ("node-apn", "apt install nodejs npm"),
+    ],
+)
+def test_what_is_missing_is_left_out_with_the_command_that_installs_it(name, cure, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    contender = contenders.BY_NAME[name]
+    assert contender.missing().endswith(cure)
+    rows = measure.run_rounds([contender], None, None, 2, ANYWHERE, lambda line: None)
+    assert rows[name].missing
+    assert not rows[name].failures
+
+
+@pytest.mark.parametrize(
+    ("name", "cure"),
+    [
+        ("pycurl", "pip install pycurl"),
+        ("kalyke", "pip install kalyke-apns"),
+        ("aioapns", "pip install aioapns"),
+    ],
+)
+def test_a_missing_module_is_named_as_pip_calls_it(name, cure, monkeypatch):
+    monkeypatch.setattr(contenders.importlib.util, "find_spec", lambda module: None)
+    assert contenders.BY_NAME[name].missing() == cure
+
+
 def test_a_contender_that_loses_one_gets_no_figure(sink):
     loser = boaster(Report(499, 1.0, 1.0, 1))
     rows = measure.run_rounds([loser], sink, lambda contender: job(sink, 500), 3, ANYWHERE, lambda line: None)

@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -85,6 +85,10 @@ class Contender:
     """The module, program or npm package without which it cannot run."""
     package: str = ""
     """What pip calls the module, where that is another name."""
+    program: str = ""
+    """What a script in Python starts."""
+    program_package: str = ""
+    """What apt calls the package that it comes with."""
 
     def surroundings(self) -> dict[str, str]:
         """The environment in which it runs."""
@@ -93,6 +97,8 @@ class Contender:
     def missing(self) -> str | None:
         """What to install before it can run; None when it can."""
         if self.command[0] == sys.executable:
+            if self.program and shutil.which(self.program) is None:
+                return f"apt install {self.program_package}"
             if self.needs and importlib.util.find_spec(self.needs) is None:
                 return f"pip install {self.package or self.needs}"
             return None
@@ -118,7 +124,15 @@ def javascript(script: str) -> tuple[str, ...]:
     return "node", str(HERE / script)
 
 
-H2LOAD = Contender("h2load", "h2load (C, nghttp2)", python("h2load"), warm_up=1, connections=2)
+H2LOAD = Contender(
+    "h2load",
+    "h2load (C, nghttp2)",
+    python("h2load"),
+    warm_up=1,
+    connections=2,
+    program="h2load",
+    program_package="nghttp2-client",
+)
 
 ALL = (
     H2LOAD,
@@ -159,7 +173,14 @@ ALL = (
         connections=0,
     ),
     # Over more connections.
-    Contender("h2load-4", "h2load, 4 connections", python("h2load", "4"), warm_up=4, connections=8),
+    replace(
+        H2LOAD,
+        name="h2load-4",
+        title="h2load, 4 connections",
+        command=python("h2load", "4"),
+        warm_up=4,
+        connections=8,
+    ),
     Contender(
         "bulk-2",
         "fastpush send_many, 2 connections",
