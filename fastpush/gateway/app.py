@@ -41,6 +41,7 @@ from fastpush.gateway.api import (
 from fastpush.gateway.counters import Histogram
 from fastpush.gateway.http import BodyRule
 from fastpush.gateway.log import get_logger, request_id
+from fastpush.gateway.outbox.origin import came_in
 from fastpush.gateway.problems import CONTENT_TYPE, Problem
 
 __all__ = ["Application", "admin_app", "body_rule", "ingest_app"]
@@ -66,6 +67,9 @@ UNCODED = Problem(
     headers={"Accept-Encoding": "identity"},
 )
 
+TRACEPARENT = re.compile(
+    rb"(?!ff)([0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2})(-.*)?"
+)
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 
 
@@ -73,14 +77,16 @@ def ingest_app(gateway: Gateway) -> Application:
     """What senders and phones reach."""
     counters = gateway.counters
     routes, hot = routes_of(gateway, INGEST, "routes", "hot_routes")
-    return Application(routes, hot, counters.answers, counters.answer_seconds)
+    clock = gateway.clock if gateway.traced else None
+    return Application(routes, hot, counters.answers, counters.answer_seconds, traced=clock)
 
 
 def admin_app(gateway: Gateway) -> Application:
     """What the admin listener and the control socket reach."""
     routes, hot = routes_of(gateway, ADMIN, "admin_routes")
     every = [*routes, openapi.route(INGEST, ADMIN)]
-    return Application(every, hot, gateway.counters.admin_answers, page=console.problem_page)
+    clock = gateway.clock if gateway.traced else None
+    return Application(every, hot, gateway.counters.admin_answers, page=console.problem_page, traced=clock)
 
 
 def routes_of(
@@ -121,6 +127,7 @@ class Application:
       answers: where answers are counted, by route and status.
       seconds: where it is counted how long they took, by route.
       page: draws a problem for a browser, where people come; all others get JSON.
+      traced: gives UNIX seconds, where it is noted when each request came in; None where nobody traces.
     """
 
     def __init__(
@@ -130,8 +137,10 @@ class Application:
         answers: dict[tuple[str, int], int],
         seconds: dict[str, Histogram] | None = None,
         page: Callable[[Problem], ASGI] | None = None,
+        traced: Callable[[], float] | None = None,
     ) -> None:
         self._page = page
+        self._traced = traced
         self._answers = answers
         self._seconds = seconds
         self._routes = routes
@@ -152,6 +161,8 @@ class Application:
         number = named or f"{self._prefix}-{next(self._numbers):x}"
         scope.setdefault("state", {})["request_id"] = number
         request_id.set(number)
+        if self._traced is not None:
+            came_in(self._traced(), _parent(scope))
         header = (b"x-request-id", number.encode())
         label, status, began = "", 0, perf_counter()
 
@@ -232,6 +243,13 @@ def _told(scope: Scope) -> tuple[str, bool]:
         elif name == b"content-encoding":
             coding = coding or value.strip().lower() != b"identity"
     return named, coding
+
+
+def _parent(scope: Scope) -> str:
+    """The sender's span (W3C Trace Context, `traceparent`); "" where there is none, or more than one."""
+    found = [value.strip() for name, value in scope["headers"] if name == b"traceparent"]
+    match = TRACEPARENT.fullmatch(found[0]) if len(found) == 1 else None
+    return "" if match is None else match[1].decode()
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

@@ -40,6 +40,8 @@ from fastpush.gateway.http import serve as serve_http
 from fastpush.gateway.notices import Carrier, open_notices
 from fastpush.gateway.notices.channels import carriers_of
 from fastpush.gateway.outbox import Audience, Outbox
+from fastpush.gateway.outbox.origin import BACKGROUND
+from fastpush.gateway.outbox.origin import current as origin
 from fastpush.gateway.outbox.sqlite import open_outbox
 from fastpush.gateway.quotas import Quotas
 from fastpush.gateway.reloading import Change, reload
@@ -245,7 +247,10 @@ class Service:
             clock=clock,
         )
         counters = Counters()
-        async with open_tracing(config.tracing) as tracer, trio.open_nursery() as background:
+        traces = open_tracing(config.tracing, outbox.walking, clock)
+        async with traces as tracer, trio.open_nursery() as background:
+            if tracer is not None:
+                origin.set(BACKGROUND)
             for service in (outbox, keys, devices, alarms):
                 await background.start(service.run)
             if config.devices.webhook is not None:
@@ -304,6 +309,7 @@ class Service:
                 renewals=watchdog.renewal,
                 sessions=Sessions(storage, clock),
                 watchdog=watchdog,
+                traced=tracer is not None,
                 draining=lambda: self.draining,
                 quotas=Quotas(config.ingest.max_per_key),
             )

@@ -110,7 +110,7 @@ class House:
 
 
 @asynccontextmanager
-async def open_house(folder, *, days=200, phones=3, faults=(), environment="production"):
+async def open_house(folder, *, days=200, phones=3, faults=(), environment="production", variables=None):
     async with (
         open_simulator(topics=[TOPIC], faults=faults, environment=environment) as simulator,
         trio.open_nursery() as nursery,
@@ -128,7 +128,7 @@ async def open_house(folder, *, days=200, phones=3, faults=(), environment="prod
         (folder / "fastpush.toml").write_text(
             CONFIG.format(topic=TOPIC, port=simulator.port, environment=environment)
         )
-        service = Service(load_config(folder / "fastpush.toml", {}))
+        service = Service(load_config(folder / "fastpush.toml", variables or {}))
         started = await nursery.start(service.run)
         gateway = started.gateway
         house = House(simulator, gateway, folder, started.admin[0], started.ingest[0])

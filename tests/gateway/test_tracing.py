@@ -1,18 +1,24 @@
-"""Traces: one span from acceptance to end, over real OTLP to a collector of the test's own."""
+"""Traces: one span from a webhook to APNs' answer, over real OTLP to a collector of the test's own."""
 
 from __future__ import annotations
 
 import http.server
 import threading
+import time
 import uuid
 
+import httpx
+import msgspec
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from fastpush.gateway.app import _parent
 from fastpush.gateway.config import TracingSettings
 from fastpush.gateway.dispatcher import Outcomes
 from fastpush.gateway.outbox import Audience, Claimed, End, Entry, Fanout
+from fastpush.gateway.outbox.packing import pack_entries, unpack_entries
 from fastpush.gateway.tracing import open_tracing
+from tests.gateway.console_house import open_house
 
 NOW_MS = 1_795_470_000_000
 BATCH = NOW_MS << 20 | 7
@@ -97,15 +103,122 @@ async def test_neither_payload_nor_device_token_leaves(collector):
     assert DEVICE.encode() not in body
 
 
-async def test_a_page_of_a_fan_out_is_one_span(collector):
+PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+BEFORE = (NOW_MS - 40) * 1_000_000
+
+
+async def test_a_span_begins_when_the_request_came_below_the_senders(collector):
     endpoint, received = collector
-    entry = Entry(None, b"{}", trace="request-8")
-    fanout = Fanout(BATCH, "opm", Audience(), entry, NOW_MS / 1000, "", 1)
-    async with open_tracing(TracingSettings(endpoint=endpoint, sample_share=1.0)) as tracer:
-        tracer.heard(Outcomes("opm", [], fanout=fanout, accepted=1_000))
+    outcomes, _ = ended()
+    outcomes.claims[0].entry.origin = f"{BEFORE} {PARENT} op manager 1"
+    async with open_tracing(TracingSettings(endpoint=endpoint, sample_share=0.0)) as tracer:
+        tracer.heard(outcomes)
     (span,) = spans_of(received)
-    assert span.name == "fan-out page"
-    assert attributes(span)["fastpush.accepted"] == 1_000
+    assert span.start_time_unix_nano == BEFORE
+    assert span.trace_id.hex() == PARENT[3:35]
+    assert span.parent_span_id.hex() == PARENT[36:52]
+    assert attributes(span)["fastpush.source"] == "op manager 1"
+    assert attributes(span)["fastpush.batch"] == str(BATCH)
+    (event,) = span.events
+    assert event.time_unix_nano == NOW_MS * 1_000_000
+
+
+async def test_who_does_not_record_its_span_gets_none_from_here(collector):
+    endpoint, received = collector
+    outcomes, _ = ended()
+    outcomes.claims[0].entry.origin = f"{BEFORE} {PARENT[:-1]}0 opm"
+    async with open_tracing(TracingSettings(endpoint=endpoint, sample_share=1.0)) as tracer:
+        tracer.heard(outcomes)
+    assert spans_of(received) == []
+
+
+async def test_a_fan_out_is_one_span_that_ends_with_the_last_device(collector):
+    """Two pages, and one phone that was to be tried again: nothing is told before its answer is there."""
+    endpoint, received = collector
+    entry = Entry(None, b"{}", trace="alarm-8", origin=f"{BEFORE} - opm")
+    fanout = Fanout(BATCH, "opm", Audience(), entry, NOW_MS / 1000, "", 1)
+    walking = {BATCH: fanout}
+    settings = TracingSettings(endpoint=endpoint, sample_share=1.0)
+    late = NOW_MS / 1000 + 7
+    async with open_tracing(settings, lambda: walking, lambda: NOW_MS / 1000 + 1) as tracer:
+        gone = End(BATCH, -1, "rejected", NOW_MS / 1000 + 0.5, 410, "Unregistered", 1, DEVICE)
+        fanout.accepted, fanout.ended = 1_000, 1
+        tracer.heard(Outcomes("opm", [gone], fanout=fanout, accepted=1_000))
+        fanout.accepted += 500
+        tracer.heard(Outcomes("opm", [], fanout=fanout, accepted=500))
+        del walking[BATCH]
+        fanout.accepted += 1
+        end = End(BATCH, -1, "accepted", late, 200, "", 2, "cd" * 32)
+        claim = Claimed(BATCH, -1, fanout.apns_id("cd" * 32), entry, 1)
+        tracer.heard(Outcomes("opm", [end], claims=[claim]))
+    (span,) = spans_of(received)
+    assert span.name == "fan-out"
+    assert span.start_time_unix_nano == BEFORE
+    assert span.end_time_unix_nano == round(late * 1e9)
+    told = attributes(span)
+    assert (told["fastpush.accepted"], told["fastpush.not_accepted"]) == (1_501, 1)
+    assert told["fastpush.outcome"] == "partly accepted"
+    assert told["fastpush.reason"] == "Unregistered"
+    _, *answers = span.events
+    assert [attributes(one)["fastpush.outcome"] for one in answers] == ["rejected", "accepted"]
+    assert attributes(answers[0])["fastpush.apns_id"] == str(uuid.UUID(bytes=fanout.apns_id(DEVICE)))
+    assert DEVICE.encode() not in received[0][1]
+
+
+async def test_what_is_known_of_the_request_survives_on_disk():
+    entries = [Entry(DEVICE, b"{}", origin=f"{BEFORE} {PARENT} opm") for _ in range(3)]
+    head, payloads = pack_entries(entries)
+    assert unpack_entries(head, payloads, 3) == entries
+    plain = [Entry(DEVICE, b"{}") for _ in range(3)]
+    head, payloads = pack_entries(plain)
+    assert unpack_entries(head, payloads, 3) == plain
+    assert len(msgspec.msgpack.decode(head)) == len(Entry.__struct_fields__) - 1, (
+        "nobody traces, nothing is kept"
+    )
+
+
+async def test_from_a_webhook_to_apns_answer(collector, tmp_path):
+    endpoint, received = collector
+    variables = {"FASTPUSH_TRACING__ENDPOINT": endpoint, "FASTPUSH_TRACING__SAMPLE_SHARE": "0"}
+    async with open_house(tmp_path, phones=2, variables=variables) as house:
+        sent_at = time.time_ns()
+        async with httpx.AsyncClient(headers={"traceparent": PARENT}) as client:
+            await client.post(
+                f"{house.ingest}/v1/opmanager",
+                params={"token": house.keys["alice"], "source": "north"},
+                json={"entity": "a", "displayName": "a", "stringseverity": "Critical", "category": "Switch"},
+            )
+        await house.settled()
+        ids = {str(one.apns_id) for one in house.simulator.ledger.seen}
+    (span,) = spans_of(received)
+    assert span.parent_span_id.hex() == PARENT[36:52]
+    assert sent_at <= span.start_time_unix_nano <= span.end_time_unix_nano
+    told = attributes(span)
+    assert (told["fastpush.app"], told["fastpush.source"], told["fastpush.accepted"]) == ("opm", "north", 2)
+    stored, *answers = span.events
+    assert span.start_time_unix_nano <= stored.time_unix_nano + 1_000_000
+    assert {attributes(one)["fastpush.apns_id"] for one in answers} == ids
+    assert max(one.time_unix_nano for one in answers) == span.end_time_unix_nano
+
+
+async def test_without_a_collector_nothing_is_kept_of_a_request(tmp_path):
+    async with open_house(tmp_path, phones=1) as house:
+        await house.gateway.outbox.pause("opm")
+        await house.critical()
+        (fanout,) = house.gateway.outbox.walking().values()
+        assert fanout.entry.origin is None
+
+
+@pytest.mark.parametrize(
+    ("header", "taken"),
+    [
+        (PARENT, PARENT), (f"01{PARENT[2:]}-more", f"01{PARENT[2:]}"), ("ff" + PARENT[2:], ""),
+        (PARENT.replace("4bf92f3577b34da6a3ce929d0e0e4736", "0" * 32), ""), (PARENT.upper(), ""), ("x", ""),
+    ],
+)  # fmt: skip
+def test_a_parent_is_taken_as_w3c_has_it(header, taken):
+    assert _parent({"headers": [(b"traceparent", header.encode())]}) == taken
+    assert _parent({"headers": [(b"traceparent", header.encode())] * 2}) == ""
 
 
 async def test_a_share_is_chosen_by_the_batch(collector):

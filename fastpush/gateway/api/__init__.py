@@ -97,6 +97,7 @@ class Gateway:
     renewals: Any = None
     sessions: Any = None
     watchdog: Any = None
+    traced: bool = False
     draining: Callable[[], bool] = lambda: False
     quotas: Quotas = field(default_factory=Quotas)
 

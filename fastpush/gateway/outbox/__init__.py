@@ -71,6 +71,7 @@ class Entry(msgspec.Struct, gc=False):
       apns_id: 16 octets, where the sender brought its own. Otherwise None, and `Acceptance.apns_id` tells.
       trace: id of the request or alarm that it came from.
       badge: the number of open alarms is filled in when it is sent.
+      origin: of what may be traced, as `origin.mark` writes it; the same for all of a batch.
     """
 
     device_token: str | None
@@ -85,6 +86,7 @@ class Entry(msgspec.Struct, gc=False):
     apns_id: bytes | None = None
     trace: str | None = None
     badge: bool = False
+    origin: str | None = None
 
 
 class Idempotency(msgspec.Struct, frozen=True):
@@ -617,6 +619,9 @@ class Outbox(Protocol):
           LookupError: there is no such notification, or it has no such end; the message says which.
           OutboxBusy, StorageError: and nothing was accepted.
         """
+
+    def walking(self) -> dict[int, Fanout]:
+        """The fan-outs that have devices without an end, by id."""
 
     @property
     def starts(self) -> int:

@@ -18,7 +18,7 @@ from fastpush.gateway.outbox import Attempt, End, Entry, Outcome, Retry
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
 # A column each, in the order of the heads on disk: new fields go last, older heads then have their defaults.
-_FIELDS = tuple(field for field in Entry.__struct_fields__ if field != "payload")
+_FIELDS = tuple(field for field in Entry.__struct_fields__ if field not in ("payload", "origin"))
 _OUTCOMES: tuple[Outcome, ...] = ("accepted", "rejected", "expired", "failed", "unknown")
 _NUMBERS = {outcome: number for number, outcome in enumerate(_OUTCOMES)}
 
@@ -28,6 +28,8 @@ def pack_entries(entries: Sequence[Entry]) -> tuple[bytes, bytes]:
     places: dict[bytes, int] = {}
     found = [places.setdefault(entry.payload, len(places)) for entry in entries]
     head = [_column(found), *(_column([getattr(entry, field) for entry in entries]) for field in _FIELDS)]
+    if entries[0].origin is not None:
+        head.append([entries[0].origin])
     return _encode(head), _encode(list(places))
 
 

@@ -56,6 +56,7 @@ from fastpush.gateway.outbox.backlog import Backlog
 from fastpush.gateway.outbox.history import Keep, Keeper, keep_house
 from fastpush.gateway.outbox.index import Indexer
 from fastpush.gateway.outbox.lanes import App, Memory, Walk
+from fastpush.gateway.outbox.origin import mark
 from fastpush.gateway.outbox.packing import pack_entries
 from fastpush.gateway.outbox.settlement import Kinds, Settlement
 from fastpush.gateway.outbox.work import Work
@@ -228,6 +229,7 @@ class SqliteOutbox:
     ) -> Acceptance:
         if not 1 <= len(entries) <= MAX_BATCH_ENTRIES:
             raise ValueError(f"{len(entries)} entries; 1 to {MAX_BATCH_ENTRIES:,} are accepted at once")
+        mark(entries, source)
         octets = sum([len(entry.payload) for entry in entries])
         if octets > MAX_BATCH_OCTETS:
             raise ValueError(f"payloads of {octets:,} octets; {MAX_BATCH_OCTETS:,} are accepted at once")
@@ -269,6 +271,7 @@ class SqliteOutbox:
             raise ValueError("rows go with neither an idempotency key nor `also`")
         if entry.device_token is not None or entry.apns_id is not None:
             raise ValueError("a fan-out's entry has device_token or apns_id; each device gets its own")
+        mark([entry], source)
         owner = await self._app(app)
         self._admit(owner, len(entry.payload), entry.high)
         lane = owner.high if entry.high else owner.normal
@@ -375,6 +378,9 @@ class SqliteOutbox:
             await self._backlog.take_up_doubtful()  # refused as unknown, and here: promised from now on
         ids = await self._storage.read(lambda connection: records.own_ids(connection, batch)) if own else {}
         return Acceptance(batch, count, received_at, True, tag, ids)
+
+    def walking(self) -> dict[int, Fanout]:
+        return {number: walk.fanout for number, walk in self._memory.walks.items()}
 
     @property
     def starts(self) -> int:
