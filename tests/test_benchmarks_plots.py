@@ -102,6 +102,15 @@ def test_labels_that_would_cover_each_other_move_apart():
     assert moved[2] == pytest.approx(100.0)
 
 
+def test_what_was_wrong_in_one_round_has_no_figure_from_the_others():
+    names = ("cpu_seconds", "wall_seconds", "connections", "write_calls", "peak_octets", "octets_early")
+    report = dict.fromkeys((*names, "octets_late"), 1.0)
+    runs = {("pushes", 10_000, 1): [report, report], ("pushes", 100_000, 1): [report] * 3}
+    found = scale.figures(runs, {"10,000 over 1": "9,999 accepted, 10,000 answered, of 10,000"})
+    assert [one["pushes"] for one in found] == [100_000]
+    assert [one["pushes"] for one in scale.figures(runs, {})] == [10_000, 100_000]
+
+
 def test_a_small_scale_run_counts_memory_and_writes(tmp_path):
     try:
         sink = haproxy(tmp_path)
