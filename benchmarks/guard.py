@@ -9,7 +9,8 @@ one case needs a trailer in a commit message of the range that names part or cas
 
     Instructions: encode/usual +7 %, because a key of iOS 20 is checked
 
-Several such lines add up. A case that rises by more than its lines say fails all the same.
+Several such lines add up. A case that rises by more than its lines say fails all the same. With a base that
+cannot be built nothing is compared; it says so, with the compiler's words.
 """
 
 from __future__ import annotations
@@ -127,7 +128,12 @@ def changes(base: str, cwd: Path = ROOT) -> bool:
     return bool(git("diff", "--name-only", base, "--", *DECIDES, cwd=cwd))
 
 
+class NoBase(Exception):
+    """The commit before cannot be counted; the message says why."""
+
+
 def build(tree: Path) -> None:
+    """Build the base. Raises NoBase."""
     ended = subprocess.run(
         [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace", "--parallel", "2"],
         cwd=tree,
@@ -136,16 +142,19 @@ def build(tree: Path) -> None:
         check=False,
     )
     if ended.returncode != 0:
-        raise RuntimeError(f"the base could not be built:\n{ended.stderr[-2000:]}")
+        raise NoBase(f"it could not be built:\n{ended.stderr[-2000:].strip()}")
 
 
 def count_base(base: str) -> instructions.Counts:
+    """Build and count the commit. Raises NoBase."""
     with tempfile.TemporaryDirectory(prefix="guard-") as folder:
         tree = Path(folder) / "base"
         git("worktree", "add", "--quiet", "--detach", str(tree), base)
         try:
             build(tree)
             return instructions.count(tree)
+        except RuntimeError as error:
+            raise NoBase(str(error)) from None
         finally:
             git("worktree", "remove", "--force", str(tree))
 
@@ -186,7 +195,14 @@ def main() -> int:
     except NotInstalled as reason:
         print(f"guard: not compared: {reason}")
         return 0
-    before = count_base(base)
+    try:
+        before = count_base(base)
+    except NoBase as reason:
+        # Or no commit that mends the build would ever pass.
+        print(f"guard: not compared with {base[:12]}: {reason}")
+        for part, why in now.failed.items():
+            print(f"guard: {part} could not be counted here: {why}")
+        return 1 if now.failed else 0
     for part, why in now.failed.items():
         print(f"guard: {part} could not be counted here: {why}")
     for part, why in before.failed.items():

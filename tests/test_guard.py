@@ -167,6 +167,46 @@ def test_only_what_can_change_a_count_is_a_change(repository):
     assert guard.changes(base, tree)  # what is not committed counts too
 
 
+@pytest.fixture
+def broken_base(repository, monkeypatch):
+    """A commit that mends a build, and the guard as it stands in that repository."""
+    tree, git = repository
+    (tree / "setup.py").write_text("raise SystemExit('broken on purpose')\n")
+    git("add", "--all")
+    git("commit", "--quiet", "--message=break")
+    (tree / "setup.py").write_text("")
+    git("commit", "--quiet", "--all", "--message=mend")
+    plain_git = guard.git
+    monkeypatch.setattr(guard, "ROOT", tree)
+    monkeypatch.setattr(guard, "git", lambda *arguments, cwd=tree: plain_git(*arguments, cwd=cwd))
+    monkeypatch.setattr(guard, "find_base", lambda: plain_git("rev-parse", "HEAD~1", cwd=tree))
+    return tree
+
+
+def test_a_base_that_does_not_build_is_told_and_lets_what_mends_it_pass(broken_base, monkeypatch, capsys):
+    failed = {}
+    counts = instructions.Counts({"encode/usual": 1.0}, failed)
+    monkeypatch.setattr(instructions, "count", lambda tree: counts)
+    monkeypatch.setattr(guard, "changes", lambda base: True)
+    assert guard.main() == 0
+    told = capsys.readouterr().out
+    assert "it could not be built" in told
+    assert "broken on purpose" in told
+    assert guard.git("worktree", "list").count("\n") == 0  # nothing is left behind
+    failed["engine"] = "it fails here"
+    assert guard.main() == 1
+
+
+def test_a_base_whose_program_fails_cannot_be_compared_with(broken_base, monkeypatch):
+    def fails(tree):
+        raise RuntimeError("the counted program failed")
+
+    monkeypatch.setattr(instructions, "count", fails)
+    monkeypatch.setattr(guard, "build", lambda tree: None)
+    with pytest.raises(guard.NoBase, match="the counted program failed"):
+        guard.count_base("HEAD")
+
+
 def test_without_valgrind_it_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(NotInstalled, match="apt install valgrind"):
