@@ -18,6 +18,8 @@ from benchmarks.contenders import H2LOAD, Contender, Job, Report
 from benchmarks.servers import Server
 
 ROOT = Path(__file__).parent.parent
+BULK = "bulk"
+"""The contender beside which the peers are held."""
 CONTENDER_WITHIN = 600.0  # seconds a contender may take
 
 
@@ -68,6 +70,8 @@ class Figures:
     """The same by h2load's of the same round; None where h2load has no figure."""
     ratio_lowest: float | None
     ratio_highest: float | None
+    to_bulk: float | None
+    """The same by that of fastpush's `send_many` of the same round."""
     pushes_per_second: float
     peak_octets: int
     rounds: int
@@ -167,8 +171,14 @@ def figures_of(row: Row, rows: dict[str, Row], pushes: int, h2load_pushes: int) 
     """Medians over the rounds; None when any run of the contender was wrong."""
     if row.failures or not row.runs:
         return None
-    base = {number: report.cpu_seconds / h2load_pushes for number, report in rows[H2LOAD.name].runs}
-    ratios = [report.cpu_seconds / pushes / base[number] for number, report in row.runs if number in base]
+
+    def beside(name: str) -> list[float]:
+        """The CPU per push by that of this one, which sends as many as h2load, round by round."""
+        base = {number: report.cpu_seconds / h2load_pushes for number, report in rows[name].runs}
+        return [report.cpu_seconds / pushes / base[number] for number, report in row.runs if number in base]
+
+    ratios = beside(H2LOAD.name)
+    to_bulk = beside(BULK) if BULK in rows and not rows[BULK].failures else []
     reports = [report for _, report in row.runs]
     return Figures(
         name=row.contender.name,
@@ -178,6 +188,7 @@ def figures_of(row: Row, rows: dict[str, Row], pushes: int, h2load_pushes: int) 
         ratio=statistics.median(ratios) if ratios else None,
         ratio_lowest=min(ratios, default=None),
         ratio_highest=max(ratios, default=None),
+        to_bulk=statistics.median(to_bulk) if to_bulk else None,
         pushes_per_second=statistics.median(pushes / report.wall_seconds for report in reports),
         peak_octets=int(statistics.median(report.peak_octets for report in reports)),
         rounds=len(reports),

@@ -107,9 +107,9 @@ def in_words(send: dict[str, Any]) -> str:
         f"{fan_out['ratio']:.2f} times, awaited by its own task {awaited['ratio']:.1f} times.",
     ]
     peers = [
-        f"{title} {by_name[name]['cpu_microseconds'] / bulk['cpu_microseconds']:.0f}"
+        f"{title} {by_name[name]['to_bulk']:.0f}"
         for name, title in (("pycurl", "pycurl"), ("node-apn", "@parse/node-apn"), ("aioapns", "aioapns"))
-        if name in by_name
+        if name in by_name and by_name[name].get("to_bulk")
     ]
     if peers:
         lines.append(f"Beside `send_many` a push costs {', '.join(peers)} times as much.")

@@ -50,8 +50,8 @@ def beside_h2load(name: str) -> Callable[[Results], float | None]:
 
 def beside_bulk(name: str) -> Callable[[Results], float | None]:
     def find(results: Results) -> float | None:
-        one, bulk = chosen(results["send"], name=name), chosen(results["send"], name="bulk")
-        return None if one is None or bulk is None else one["cpu_microseconds"] / bulk["cpu_microseconds"]
+        one = chosen(results["send"], name=name)
+        return None if one is None else one.get("to_bulk")
 
     return find
 

@@ -154,3 +154,17 @@ def test_the_ratio_is_paired_by_round():
     figures = measure.figures_of(other, {"h2load": h2load, "bulk": other}, 1_000, 1_000)
     assert [figures.ratio_lowest, figures.ratio, figures.ratio_highest] == pytest.approx([1.5] * 3)
     assert figures.cpu_microseconds == pytest.approx(6.0)
+
+
+def test_a_peer_is_held_beside_fastpush_by_round_too():
+    """The quotients of rounds 1 to 3 are 60, 12 and 20; pycurl has no round 0."""
+    rows = {name: measure.Row(contenders.BY_NAME[name]) for name in ("h2load", "bulk", "pycurl")}
+    for number, (bulk, pycurl) in enumerate(((0.002, 0.04), (0.002, 0.12), (0.01, 0.12), (0.01, 0.2))):
+        rows["bulk"].runs.append((number, Report(1_000, bulk, 1.0, 1)))
+        if number:
+            rows["pycurl"].runs.append((number, Report(1_000, pycurl, 1.0, 1)))
+    figures = measure.figures_of(rows["pycurl"], rows, 1_000, 1_000)
+    assert figures.to_bulk == pytest.approx(20.0)
+    assert figures.ratio is None
+    rows["bulk"].failures.append("one is missing")
+    assert measure.figures_of(rows["pycurl"], rows, 1_000, 1_000).to_bulk is None

@@ -16,7 +16,8 @@ def send(bulk=0.8):
     costs = {"bulk": (2.0, bulk), "fan-out": (1.6, 0.65), "awaited": (4.0, 1.8), "aioapns": (300.0, 120.0)}
     figures = [
         {"name": name, "title": name, "cpu_microseconds": cost, "ratio": ratio, "ratio_lowest": ratio,
-         "ratio_highest": ratio, "pushes_per_second": 1.0, "peak_octets": 1, "pushes": 1, "versions": ""}
+         "ratio_highest": ratio, "to_bulk": cost / 2.0, "pushes_per_second": 1.0, "peak_octets": 1, "pushes": 1,
+         "versions": ""}
         for name, (cost, ratio) in costs.items()
     ]  # fmt: skip
     return {
@@ -89,6 +90,7 @@ def test_kept_results_go_into_the_pages(tmp_path, monkeypatch, capsys):
     assert "holds" in capsys.readouterr().out
     assert "| bulk | 2.00 | 0.80 |" in (tmp_path / "PAGE.md").read_text()
     assert "**0.80 times** what h2load" in (tmp_path / "FRONT.md").read_text()
+    assert "a push costs aioapns 150 times as much" in (tmp_path / "FRONT.md").read_text()
 
 
 def test_without_results_publish_says_how_to_make_them(tmp_path, capsys):
