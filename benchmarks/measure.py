@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contenders import H2LOAD, Contender, Job, Report
-from benchmarks.servers import Server
+from benchmarks.servers import Server, Tally
 
 ROOT = Path(__file__).parent.parent
 BULK = "bulk"
@@ -80,15 +80,13 @@ class Figures:
 
 def run_rounds(
     contenders: Sequence[Contender],
-    server: Server,
-    job_for: Callable[[Contender], Job],
+    run: Callable[[Contender], Report],
     rounds: int,
-    cores: Cores,
     say: Callable[[str], None],
 ) -> dict[str, Row]:
     """Run each contender once a round, in an order that turns by one each round.
 
-    One that fails or is not believed once is left out of the later rounds, and has no figure.
+    One for which `run` raises `NoFigure` is left out of the later rounds, and has no figure.
     """
     rows = {contender.name: Row(contender, missing=contender.missing()) for contender in contenders}
     for number in range(rounds):
@@ -98,25 +96,25 @@ def run_rounds(
             if row.failures or row.missing:
                 continue
             try:
-                report = run_one(contender, server, job_for(contender), cores)
+                report = run(contender)
             except NoFigure as reason:
                 row.failures.append(str(reason))
                 say(f"round {number + 1} {contender.name}: no figure: {reason}")
             else:
                 row.runs.append((number, report))
-                cpu = 1e6 * report.cpu_seconds / job_for(contender).pushes
+                cpu = 1e6 * report.cpu_seconds / (report.accepted - contender.warm_up)
                 say(f"round {number + 1} {contender.name}: {cpu:.2f} us CPU a push")
     return rows
 
 
 def run_one(contender: Contender, server: Server, job: Job, cores: Cores) -> Report:
-    """Run the contender and compare its count with the sink's.
+    """Run the contender and compare its count with the sink's: a new one, unless it counts as it runs.
 
     Raises:
       NoFigure: it ended badly, not all pushes were accepted, or the sink counts another number of
-        answers or of connections.
+        answers or, where it counts them, of connections.
     """
-    before = server.tally()
+    before = server.tally() if server.counts_while_running else Tally(0)
     report = run_alone(contender, job, cores)
     after = server.tally()
     expected = job.pushes + job.warm_up
@@ -124,7 +122,9 @@ def run_one(contender: Contender, server: Server, job: Job, cores: Cores) -> Rep
         raise NoFigure(f"{report.accepted:,} of {expected:,} were accepted")
     if after.answered - before.answered != expected:
         raise NoFigure(f"the sink answered {after.answered - before.answered:,} for {expected:,}")
-    used, allowed = after.connections - before.connections, contender.connections or expected
+    if after.connections is None:
+        return report
+    used, allowed = after.connections - (before.connections or 0), contender.connections or expected
     if used > allowed or (used < allowed and not contender.connections_vary):
         raise NoFigure(f"it used {used} connections, not {allowed}")
     return report

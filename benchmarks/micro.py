@@ -54,13 +54,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> Table:
-    rows = Table(f"micro: lowest of many runs of {BATCH:,}", ("part", "ns each"))
+    rows = Table(f"micro: lowest of many runs of {BATCH:,}", ("part", "ns each", "a second"))
     group = ""
     for one in result["figures"]:
         if one["group"] != group:
             group = one["group"]
-            rows.add(group, "")
-        rows.add("  " + one["case"], f"{one['nanoseconds']:,.0f}")
+            rows.add(group, "", "")
+        rows.add("  " + one["case"], f"{one['nanoseconds']:,.0f}", f"{1e9 / one['nanoseconds']:,.0f}")
     return rows
 
 

@@ -105,7 +105,9 @@ peers() {
         "$1/bin/python" -m pip --disable-pip-version-check --quiet install "$wanted" || say "not installed: $wanted"
     done
     have npm || { say "npm is not installed (on Debian: apt install npm); its senders are left out"; return 0; }
-    npm install --silent --no-fund --no-audit --prefix "$1/peers" @parse/node-apn apns2 >/dev/null ||
+    # By itself npm tries a registry that it cannot reach for longer than anybody waits.
+    npm install --silent --no-fund --no-audit --fetch-timeout=60000 --fetch-retries=1 --prefix "$1/peers" \
+        @parse/node-apn apns2 >/dev/null ||
         say "not installed: @parse/node-apn, apns2"
 }
 

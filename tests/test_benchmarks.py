@@ -106,6 +106,23 @@ def test_a_contender_that_sends_less_than_the_whole_body_gets_no_figure(tmp_path
         pytest.skip(str(reason))
 
 
+@pytest.mark.parametrize("sink", ["haproxy", "nginx", "simulator"])
+def test_each_sink_agrees_with_ours_and_with_h2load(sink, tmp_path):
+    """More requests than nginx takes on a connection by itself."""
+    if contenders.H2LOAD.missing():
+        pytest.skip("h2load is not installed")
+    command = [sys.executable, "-m", "benchmarks", "--output", str(tmp_path), "send", "--sink", sink]
+    command += ["--only", "bulk", "--rounds", "2", "--pushes", "3000"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if "not installed" in done.stderr:
+        pytest.skip(done.stderr.splitlines()[-1])
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads((tmp_path / "send.json").read_text())
+    assert [one["rounds"] for one in result["figures"]] == [2, 2]
+    assert not result["no_figure"]
+    assert result["conditions"]["sink"].startswith(sink)
+
+
 @pytest.mark.parametrize(
     ("name", "cure"),
     [
@@ -119,7 +136,7 @@ def test_what_is_missing_is_left_out_with_the_command_that_installs_it(name, cur
     monkeypatch.setenv("PATH", str(tmp_path))
     contender = contenders.BY_NAME[name]
     assert contender.missing().endswith(cure)
-    rows = measure.run_rounds([contender], None, None, 2, ANYWHERE, lambda line: None)
+    rows = measure.run_rounds([contender], None, 2, lambda line: None)
     assert rows[name].missing
     assert not rows[name].failures
 
@@ -139,7 +156,11 @@ def test_a_missing_module_is_named_as_pip_calls_it(name, cure, monkeypatch):
 
 def test_a_contender_that_loses_one_gets_no_figure(sink):
     loser = boaster(Report(499, 1.0, 1.0, 1))
-    rows = measure.run_rounds([loser], sink, lambda contender: job(sink, 500), 3, ANYWHERE, lambda line: None)
+
+    def run_one(contender):
+        return measure.run_one(contender, sink, job(sink, 500), ANYWHERE)
+
+    rows = measure.run_rounds([loser], run_one, 3, lambda line: None)
     assert rows["boaster"].failures == ["499 of 500 were accepted"]
     assert measure.figures_of(rows["boaster"], {"h2load": measure.Row(contenders.H2LOAD)}, 500, 500) is None
 

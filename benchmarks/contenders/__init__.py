@@ -181,27 +181,21 @@ ALL = (
         warm_up=4,
         connections=8,
     ),
-    Contender(
-        "bulk-2",
-        "fastpush send_many, 2 connections",
-        python("fastpush_client", "bulk", "2"),
-        connections=2,
-        connections_vary=True,
-    ),
-    Contender(
-        "bulk-4",
-        "fastpush send_many, 4 connections",
-        python("fastpush_client", "bulk", "4"),
-        connections=4,
-        connections_vary=True,
-    ),
-    Contender(
-        "awaited-4",
-        "fastpush send, 4,000 tasks, 4 connections",
-        python("fastpush_client", "awaited", "4"),
-        warm_up=4_000,
-        connections=4,
-        connections_vary=True,
+    *(
+        Contender(
+            f"{name}-{connections}",
+            title.format(tasks=1_000 * connections, connections=connections),
+            python("fastpush_client", name, str(connections)),
+            warm_up=1_000 * connections,
+            connections=connections,
+            connections_vary=True,
+        )
+        for connections in (2, 4)
+        for name, title in (
+            ("bulk", "fastpush send_many, up to {connections} connections"),
+            ("fan-out", "fastpush send_many, one payload, up to {connections} connections"),
+            ("awaited", "fastpush send, {tasks:,} tasks, up to {connections} connections"),
+        )
     ),
 )
 

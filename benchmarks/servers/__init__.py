@@ -50,8 +50,8 @@ class Tally:
     """Requests that it answered with 200."""
     device_tokens: int | None = None
     """Distinct device tokens among them; None where the server does not keep them."""
-    connections: int = 0
-    """Connections taken, by haproxy alone."""
+    connections: int | None = None
+    """Connections taken; None where there is no count."""
     body_octets: int | None = None
     """Octets of request bodies, with haproxy also of header fields; None where there is no count."""
     cpu_seconds: float | None = None
@@ -81,14 +81,14 @@ class Server:
         self.process = process
         self.output = output
         self._count = count
-        self._counts_while_running = counts_while_running
+        self.counts_while_running = counts_while_running
 
     def __repr__(self) -> str:
         return f"<{self.name} {self.version} on port {self.port}, process {self.process.pid}>"
 
     def tally(self) -> Tally:
         """The server's own count. All but haproxy are stopped for it: they write theirs down at their end."""
-        if not self._counts_while_running:
+        if not self.counts_while_running:
             self.stop()
         return self._count(self)
 
@@ -167,12 +167,19 @@ def haproxy_frontend_row(stats_socket: Path) -> dict[str, str]:
     return next(csv.DictReader(io.StringIO(answer.decode().removeprefix("# "))))
 
 
-# nginx: what stands before most HTTP/2 services; it sends GOAWAY after each 1,000 requests of a connection.
+# nginx: what stands before most HTTP/2 services; it sends RST_STREAM with NO_ERROR after every answer, and
+# GOAWAY after each 1,000 requests of a connection unless told otherwise.
 
 
 @contextmanager
-def nginx(directory: Path) -> Iterator[Server]:
-    """Start nginx with one worker and its default `keepalive_requests`; it counts by its access log."""
+def nginx(directory: Path, *, keepalive_requests: int = 1_000, core: int | None = None) -> Iterator[Server]:
+    """Start nginx with one worker; it counts by its access log.
+
+    Args:
+      directory: an empty one, for its configuration, certificate and logs.
+      keepalive_requests: after so many a connection gets GOAWAY; nginx's own default is 1,000.
+      core: the processor that it may use; None for any.
+    """
     program = find("nginx", "nginx")
     port = free_port()
     certificates = issue_certificate(directory)
@@ -186,6 +193,7 @@ def nginx(directory: Path) -> Iterator[Server]:
         error_log=directory / "error.log",
         pid=directory / "nginx.pid",
         scratch=directory,
+        keepalive_requests=keepalive_requests,
     )
 
     def count(server: Server) -> Tally:
@@ -200,6 +208,7 @@ def nginx(directory: Path) -> Iterator[Server]:
         port=port,
         ca_file=certificates.ca_file,
         directory=directory,
+        core=core,
         count=count,
     ) as server:
         yield server
