@@ -18,8 +18,8 @@ from libc.string cimport memcmp, memcpy, memset
 from fastpush._buffer cimport Buffer, buffer_free, buffer_init
 from fastpush._json cimport (
     Key, PyBytes_AS_STRING, PyBytes_GET_SIZE, PyUnicode_DATA, PyUnicode_GET_LENGTH, PyUnicode_IS_ASCII,
-    PyUnicode_KIND, close, has_surrogate, hundredths, more_room, put_close, put_hundredths, put_literal,
-    put_number, put_octets, put_string, put_strings, write_characters, write_members, write_octets,
+    PyUnicode_KIND, close, has_surrogate, hundredths, is_small_int, more_room, put_close, put_hundredths,
+    put_literal, put_number, put_octets, put_string, put_strings, write_characters, write_members, write_octets,
 )
 from fastpush._vectorcall cimport (
     LastCall, PyTypeObject, call_with_tuple, newfunc, sort_arguments, vectorcallfunc,

@@ -49,7 +49,9 @@ cdef str shown_number(object value):
 cdef inline int64_t whole_number(str field, object value) except? -1:
     """An int from 0 to 2**63 - 1; -1 for None."""
     cdef int overflow = 0
-    cdef long long number
+    cdef int64_t number
+    if is_small_int(<PyObject *>value, &number) and number >= 0:
+        return number
     if value is None:
         return -1
     if not PyLong_CheckExact(value) and (isinstance(value, bool) or not isinstance(value, int)):
@@ -88,20 +90,17 @@ cdef inline bint flag(str field, object value) except -1:
 cdef inline bint is_interruption_level(str value) noexcept:
     """Whether it is one of the four, each of another length."""
     cdef Py_ssize_t length = PyUnicode_GET_LENGTH(value)
-    cdef const char *level
+    cdef const void *characters = PyUnicode_DATA(value)
     if PyUnicode_IS_ASCII(value) == 0:
         return False
+    # With a constant length the comparison is a few instructions, and no call.
+    if length == 14:
+        return memcmp(characters, b"time-sensitive", 14) == 0
+    if length == 6:
+        return memcmp(characters, b"active", 6) == 0
     if length == 7:
-        level = b"passive"
-    elif length == 6:
-        level = b"active"
-    elif length == 14:
-        level = b"time-sensitive"
-    elif length == 8:
-        level = b"critical"
-    else:
-        return False
-    return memcmp(PyUnicode_DATA(value), level, <size_t>length) == 0
+        return memcmp(characters, b"passive", 7) == 0
+    return length == 8 and memcmp(characters, b"critical", 8) == 0
 
 
 cdef str interruption(object value):

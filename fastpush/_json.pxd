@@ -182,6 +182,23 @@ cdef extern from *:
             && PyUnicode_GET_LENGTH(key) == 3 && memcmp(ASCII_DATA(key), "aps", 3) == 0;
     }
 
+    /* An exact int of one digit, below 2**30, without a call: the usual badge, level or version. */
+    static inline int is_small_int(PyObject *value, int64_t *number)
+    {
+        if (!PyLong_CheckExact(value))
+            return 0;
+    #if PY_VERSION_HEX >= 0x030C0000
+        if (!PyUnstable_Long_IsCompact((PyLongObject *)value))
+            return 0;
+        *number = PyUnstable_Long_CompactValue((PyLongObject *)value);
+    #else
+        if (Py_SIZE(value) > 1 || Py_SIZE(value) < -1)
+            return 0;
+        *number = Py_SIZE(value) * (int64_t)((PyLongObject *)value)->ob_digit[0];
+    #endif
+        return 1;
+    }
+
     static const char HEX_DIGITS[] = "0123456789abcdef";
 
     /* The numbers below 100, two digits each. */
@@ -208,6 +225,7 @@ cdef extern from *:
     Py_ssize_t put_known(uint8_t *out, PyObject *name) noexcept nogil
     void remember(PyObject *name, const uint8_t *written, Py_ssize_t length) noexcept
     bint is_aps(PyObject *key) noexcept nogil
+    bint is_small_int(PyObject *value, int64_t *number) noexcept
     const char *HEX_DIGITS
     const char *PAIRS
 
@@ -446,8 +464,13 @@ cdef inline uint8_t *put_string(Buffer *out, uint8_t *at, const Key *key, str va
     length = put_short(at + key.length, <PyObject *>value, c',')
     if length != 0:
         return at + key.length + length
+    if PyUnicode_IS_COMPACT_ASCII(<PyObject *>value) and PyUnicode_GET_LENGTH(value) <= CHUNK:
+        out.length = at + key.length - out.octets
+        buffer_reserve(out, 6 * PyUnicode_GET_LENGTH(value) + SHORT + ROOM)
+        put_quoted(out, <PyObject *>value, c',')
+        return out.octets + out.length
     out.length = at - out.octets
-    write_string(out, key, value)
+    write_unusual_string(out, key, value)
     return more_room(out)
 
 
@@ -632,7 +655,11 @@ cdef inline bint write_members(Buffer *out, PyObject *members, int depth) except
         length = put_short(at, value, c',')
         at += length
         if length == 0:
-            if PyLong_CheckExact(value):
+            if is_small_int(value, &number):
+                at = put_integer(at, number)
+                at[0] = c','
+                at += 1
+            elif PyLong_CheckExact(value):
                 number = PyLong_AsLongLongAndOverflow(<object>value, &overflow)
                 if overflow != 0:
                     return False
