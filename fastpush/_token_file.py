@@ -19,6 +19,7 @@ __all__ = ["TokenDirectoryUnusable", "default_directory", "shared_token"]
 
 MAX_TOKEN_OCTETS = 1_024
 LOCK_PATIENCE = 1.0
+LOCK_LOOK = 0.002  # seconds; flock has no limit of its own, and a lock is held for one read or write
 """Seconds to wait for another process that is signing. Signing takes well under a millisecond, so this
 runs out only when that process was stopped in between."""
 
@@ -129,7 +130,7 @@ def _locked(path: Path) -> Iterator[None]:
                     raise TokenDirectoryUnusable(
                         f"{path}: held by another process for more than {LOCK_PATIENCE:g} s"
                     ) from None
-                time.sleep(0.002)
+                time.sleep(LOCK_LOOK)
         yield
     finally:
         os.close(descriptor)  # and with it the lock

@@ -34,6 +34,7 @@ from fastpush.simulator.rules import Delivery, Device, Environment, World
 __all__ = ["Simulator", "SimulatorStatistics", "open_simulator"]
 
 BACKLOG = 1_024
+ACCEPT_REST = 0.01  # seconds after a failed accept; for a lack of file descriptors it fails at once again
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,7 +400,7 @@ class Simulator:
                         await trio.lowlevel.wait_readable(listener)
                 except OSError:
                     # The client was gone before we came, or there is no file descriptor left.
-                    await trio.sleep(0.01)
+                    await trio.sleep(ACCEPT_REST)
                 else:
                     sock.setblocking(False)
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -20,6 +20,18 @@ from fastpush.simulator import open_simulator
 from fastpush.simulator.faults import Answer
 from tests.gateway.settings import ON_THIS_MACHINE
 
+# All that can be opened without naming something.
+PAGES = (
+    "/",
+    "/alarms",
+    "/notifications",
+    "/batches",
+    "/webhooks",
+    "/webhooks/preview",
+    "/devices",
+    "/credentials",
+    "/failures",
+)
 TOPIC = "com.example.opmanager"
 CONFIG = (
     ON_THIS_MACHINE

@@ -24,19 +24,8 @@ from fastpush.gateway.outbox import Attempt, Audience, Entry, FanoutRecord, Pass
 from fastpush.gateway.phone import card
 from fastpush.gateway.storage import Limits, open_storage
 from fastpush.simulator.faults import Answer
-from tests.gateway.console_house import csrf_of, open_house
+from tests.gateway.console_house import PAGES, csrf_of, open_house
 
-PAGES = (
-    "/",
-    "/alarms",
-    "/notifications",
-    "/batches",
-    "/webhooks",
-    "/webhooks/preview",
-    "/devices",
-    "/credentials",
-    "/failures",
-)
 OPMANAGER = (
     '{"alarmid":"7","entity":"sw-core-01_ping","displayName":"sw-core-01","category":"Switch",'
     '"stringseverity":"$stringseverity","message":"$message"}'

@@ -9,21 +9,10 @@ import pytest
 
 from fastpush.gateway.outbox import Entry
 from tests.gateway.browsing import browse, needs_chromium
-from tests.gateway.console_house import TOPIC, open_house
+from tests.gateway.console_house import PAGES, TOPIC, open_house
 
 pytestmark = [needs_chromium, pytest.mark.slow]
 
-PAGES = (
-    "/",
-    "/alarms",
-    "/notifications",
-    "/batches",
-    "/webhooks",
-    "/webhooks/preview",
-    "/devices",
-    "/credentials",
-    "/failures",
-)
 LONG = "x" * 300
 
 # From the collections that scanners try: tags, attributes, schemes, templates, encodings, and what breaks

@@ -15,8 +15,9 @@ import trio
 
 from fastpush.gateway.outbox import Entry
 from fastpush.gateway.outbox.packing import REST, read_log, unpack_entries
-from fastpush.gateway.outbox.sqlite import OutboxLimits, open_outbox
+from fastpush.gateway.outbox.sqlite import open_outbox
 from fastpush.gateway.storage import Limits, open_storage
+from tests.gateway import backlog
 from tests.gateway.processes import drop_cut_line, wait_until_ready
 from tests.gateway.small_disk import run_on_small_disk
 from tests.gateway.worker import APP
@@ -318,28 +319,6 @@ async def test_on_a_full_disk_what_was_accepted_gets_its_ends(tmp_path):
 # A large backlog.
 
 
-async def backlog(path, batches, size):
-    limits = Limits(low_water_octets=0, low_water_share=0.0, reserve_octets=4_096)
-    async with open_storage(path, limits) as storage:
-        outbox = await open_outbox(storage, limits=OutboxLimits(pending_after=60.0))
-        first = await outbox.accept(
-            APP, [Entry(f"{n:064x}", b'{"aps":{"alert":"%0200d"}}' % n) for n in range(size)]
-        )
-
-        def copy(connection):
-            values = {"batch": first.batch, "count": batches - 1}
-            numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < :count) "
-            for table, key in [("batch", "id"), ("body", "batch"), ("waiting", "batch")]:
-                columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
-                picked = ", ".join(f"{key} + i * 1048576" if each == key else each for each in columns)
-                connection.execute(
-                    f"{numbers} INSERT INTO {table} SELECT {picked} FROM {table}, n WHERE {key} = :batch",
-                    values,
-                )
-
-        await storage.write(copy)
-
-
 REOPEN = """
 import json, re, sys, time, trio
 started = time.perf_counter()
@@ -375,7 +354,7 @@ trio.run(main)
 async def test_a_backlog_of_a_million_is_ready_at_once_and_takes_little_memory(tmp_path, batches, size):
     """D12."""
     path = tmp_path / "gateway.db"
-    await backlog(path, batches, size)
+    await backlog.fill(path, APP, batches, size)
     done = await trio.run_process(
         [sys.executable, "-c", REOPEN, str(path), "100000"], cwd=ROOT, capture_stdout=True
     )

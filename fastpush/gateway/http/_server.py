@@ -31,6 +31,9 @@ from ._proxies import TrustedProxies
 LAST_CALL = 0.25  # seconds that an idle connection has at the end; a request may be on its way
 TELL_EVERY = 60.0  # seconds between two lines of the log on refused connections
 NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+NO_ROOM_REST = (
+    0.1  # seconds; the listener stays readable and nobody tells when there is room: without it, a spin
+)
 SHUTDOWN_OF_APPLICATION = 10.0
 RETURNED = trio.ClosedResourceError, trio.BrokenResourceError  # from an application that has no lifespan
 
@@ -89,7 +92,7 @@ class _Reception:
             except OSError as error:
                 if error.errno in NO_ROOM:
                     logger.error("connections cannot be accepted", error=error.strerror)
-                    await trio.sleep(0.1)
+                    await trio.sleep(NO_ROOM_REST)
                 elif error.errno == errno.EBADF:
                     raise
                 continue  # that client is gone; the next

@@ -17,6 +17,7 @@ from fastpush.gateway.storage import Storage, StorageError
 
 CHUNK = 1_000
 HOUR = 3_600.0
+TURN = 1.0  # seconds from one turn of the housekeeping to the next; it is what `seconds` counts
 SLICES = 256
 
 
@@ -254,4 +255,4 @@ async def keep_house(
         except StorageError:
             pass  # told by the storage; the next turn tries again
         seconds += 1
-        await trio.sleep(1.0)
+        await trio.sleep(TURN)
